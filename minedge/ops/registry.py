@@ -1,0 +1,32 @@
+"""Which op must exist in which tier. The table is data: `minedge doctor` prints it, and a fallback it does not name fails the tests.
+
+native  the tier has its own implementation
+blas    the tier's own checks around NumPy's matrix product
+numpy   the specification stands in, on purpose
+"""
+
+from __future__ import annotations
+
+__all__ = ["OPS", "TIERS"]
+
+TIERS = ("numpy", "numba", "c")
+
+_LAYERS = (
+    "embedding_forward", "embedding_backward", "bias_forward", "bias_backward", "rms_norm_forward", "rms_norm_backward",
+    "layer_norm_forward", "layer_norm_backward", "rotary_forward", "rotary_backward", "swiglu_forward", "swiglu_backward",
+    "gelu_forward", "gelu_backward",
+)  # fmt: skip
+_ATTENTION = ("attention_forward", "attention_backward")
+_LOSS = ("cross_entropy_forward", "cross_entropy_backward")
+_OPTIM = ("adamw_", "sum_squares")
+_NOISE = ("normal", "perturb", "perturb_")
+_INT4 = ("int4_quantize", "int4_dequantize", "int8_quantize", "int4_int8_partials", "int4_int8_linear")
+_MASKS = ("mask_apply", "mask_apply_", "sparse_pack", "sparse_unpack")
+_PRODUCTS = ("linear_forward", "linear_backward", "int4_linear_forward", "int4_linear_backward")
+
+OPS: dict[str, dict[str, str]] = {
+    name: {"numpy": "native", "numba": "native", "c": "native"}
+    for name in (*_LAYERS, *_ATTENTION, *_LOSS, *_OPTIM, *_NOISE, *_INT4, *_MASKS)
+}
+# Float matrix products: NumPy's BLAS is already native code.
+OPS.update({name: {"numpy": "native", "numba": "blas", "c": "blas"} for name in _PRODUCTS})
