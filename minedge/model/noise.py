@@ -1,4 +1,4 @@
-"""MeZO's perturbation as a value passed down the forward pass: `Noise` names it, `Perturbed` shows the weights under it.
+"""MeZO's perturbation as a value passed down the forward pass: `Noise` names it, `Perturbed` is the weights under it.
 
 No weight is ever written. `Perturbed(params, noise, ops)` looks like `params`, but reading a named tensor gives a
 fresh array w + eps * z, made on the spot by the counter-based generator and forgotten afterwards, so memory grows by
