@@ -109,7 +109,9 @@ class Config:
     tie_embeddings: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
-    extra: tuple[tuple[str, Any], ...] = field(default=(), repr=False)  # other keys of config.json, written back unchanged
+    extra: tuple[tuple[str, Any], ...] = field(
+        default=(), repr=False
+    )  # other keys of config.json, written back unchanged
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -226,7 +228,9 @@ class Config:
             if data.get("use_sliding_window") or (
                 data.get("sliding_window") and kind == "llama"  # Qwen's configs name a window they do not use
             ):
-                raise MinedgeFormatError("config.json: sliding-window attention would change results and is not supported")
+                raise MinedgeFormatError(
+                    "config.json: sliding-window attention would change results and is not supported"
+                )
             if kind == "llama" and data.get("attention_bias"):
                 raise MinedgeFormatError("config.json: attention_bias with an output bias is not supported for llama")
         values["tie_embeddings"] = bool(data.get("tie_word_embeddings", kind == "gpt2"))

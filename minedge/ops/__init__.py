@@ -102,7 +102,9 @@ def get(backend: str | Ops | None = None) -> Ops:
         return backend
     name = backend if backend is not None else default_backend()
     if name not in _NAMES:
-        raise BackendError(f"backend: expected one of {', '.join(_NAMES)}, got {name!r}{did_you_mean(str(name), list(_NAMES))}")
+        raise BackendError(
+            f"backend: expected one of {', '.join(_NAMES)}, got {name!r}{did_you_mean(str(name), list(_NAMES))}"
+        )
     return _load(name)
 
 

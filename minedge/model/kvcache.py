@@ -1,0 +1,47 @@
+"""Keys and values of the tokens seen so far, so that generating a token reads the past instead of computing it again."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minedge.config import Config
+from minedge.errors import UsageError
+
+__all__ = ["KVCache"]
+
+Array = NDArray[np.floating]
+
+
+class KVCache:
+    """Room for `max_length` tokens: per layer k and v of shape (B, max_length, KV, D). `length` counts the tokens in it."""
+
+    def __init__(self, config: Config, batch: int, max_length: int, dtype: type = np.float32):
+        if not 1 <= max_length <= config.context_length:
+            raise UsageError(f"max_length: expected 1 to {config.context_length} (the context), got {max_length}")
+        shape = (batch, max_length, config.n_kv_head, config.head_dim)
+        self.k = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
+        self.v = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
+        self.length = 0
+        self.max_length = max_length
+
+    def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Store the new (B, T, KV, D) keys and values of a layer; views of all so far, (B, length + T, KV, D).
+
+        `length` itself moves once a step, by `advance`, after the last layer.
+        """
+        end = self.length + k.shape[1]
+        self.k[layer][:, self.length : end] = k
+        self.v[layer][:, self.length : end] = v
+        return self.k[layer][:, :end], self.v[layer][:, :end]
+
+    def advance(self, n: int) -> None:
+        self.length += n
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        self.length = min(self.length, length)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (*self.k, *self.v))

@@ -1,0 +1,312 @@
+r"""The decoder: forward, and its backward by hand.
+
+Legend: B batch, T tokens, C n_embd, H n_head, KV n_kv_head, D head_dim, V vocab_size.
+
+    x = embed(tokens) (+ positions)
+    for each layer:   x = x + attn_out(attention(rotary(q), rotary(k), v)),  q, k, v from norm1(x)
+                      x = x + mlp_out(act(mlp_in(norm2(x))))
+    logits = head(final_norm(x))
+
+`forward` returns what `backward` needs as a tuple per layer; `backward` walks the same lines upwards. Weight matrices belong to
+linear kinds (linears.py), so the same lines run dense, quantized, pruned and adapted models. MeZO's perturbation arrives as
+`noise` and only changes what `params[name]` yields.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minedge.config import Config
+from minedge.model.kvcache import KVCache
+from minedge.model.linears import Dense, LinearKind, Params
+from minedge.model.noise import Noise, Perturbed
+from minedge.model.shapes import head_name, init_params, linear_shapes, param_shapes
+from minedge.ops import Ops
+
+__all__ = [
+    "backward",
+    "backward_hidden",
+    "forward",
+    "forward_hidden",
+    "head_backward",
+    "head_forward",
+    "head_name",
+    "init_params",
+    "linear_shapes",
+    "param_shapes",
+]
+
+Array = NDArray[Any]
+Linears = Mapping[str, LinearKind]
+Grads = dict[str, Array]
+
+
+@dataclass
+class _Pass:
+    """What every line of one forward or backward pass refers to."""
+
+    config: Config
+    p: Params
+    linears: Linears
+    ops: Ops
+    int8: bool = False
+    kv: KVCache | None = None
+    wanted: frozenset[str] = frozenset()
+    grads: Grads = field(default_factory=dict)
+
+    def name(self, i: int, role: str) -> str:
+        return self.config.layer_name(i, role)
+
+
+# --- pieces: each a forward and the backward that inverts it ------------------------------------------------------------------------
+
+
+def _linear_forward(x: Array, run: _Pass, name: str) -> tuple[Array, tuple]:
+    out, cache = run.linears[name].forward(x, run.p, name, run.ops, int8=run.int8)
+    if f"{name}.bias" in run.p:
+        out = run.ops.bias_forward(out, run.p[f"{name}.bias"])[0]
+    return out, cache
+
+
+def _linear_backward(dout: Array, cache: tuple, run: _Pass, name: str) -> Array:
+    if f"{name}.bias" in run.wanted:
+        run.grads[f"{name}.bias"] = run.ops.bias_backward(dout, ())[1]
+    dx, found = run.linears[name].backward(dout, cache, run.p, name, run.ops, run.wanted)
+    run.grads.update(found)
+    return dx
+
+
+def _fan_out(x: Array, run: _Pass, i: int, roles: tuple[str, ...]) -> tuple[list[Array], list[tuple]]:
+    """One input, several matrices: q, k, v or gate, up."""
+    pairs = [_linear_forward(x, run, run.name(i, role)) for role in roles]
+    return [out for out, _ in pairs], [cache for _, cache in pairs]
+
+
+def _fan_out_backward(douts: list[Array], caches: list[tuple], run: _Pass, i: int, roles: tuple[str, ...]) -> Array:
+    """The input went into every matrix, so its gradients add up."""
+    dx, *rest = [
+        _linear_backward(d, c, run, run.name(i, role)) for role, d, c in zip(roles, douts, caches, strict=True)
+    ]
+    for part in rest:
+        dx += part  # a fresh array of the first backward, owned here
+    return dx
+
+
+def _norm_forward(x: Array, run: _Pass, name: str) -> tuple[Array, tuple]:
+    weight, eps = run.p[f"{name}.weight"], run.config.norm_eps
+    if run.config.arch.norm == "layer":
+        return run.ops.layer_norm_forward(x, weight, run.p[f"{name}.bias"], eps)
+    return run.ops.rms_norm_forward(x, weight, eps)
+
+
+def _norm_backward(dout: Array, cache: tuple, run: _Pass, name: str) -> Array:
+    layer = run.config.arch.norm == "layer"
+    dx, *rest = (run.ops.layer_norm_backward if layer else run.ops.rms_norm_backward)(dout, cache)
+    for suffix, grad in zip((".weight", ".bias"), rest, strict=False):
+        if name + suffix in run.wanted:
+            run.grads[name + suffix] = grad
+    return dx
+
+
+def _attention_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
+    """Normed input (B, T, C) -> what attention adds to the residual stream (B, T, C)."""
+    config, ops, (B, T, _) = run.config, run.ops, x.shape
+    a = config.arch
+    parts, in_caches = _fan_out(x, run, i, a.attn_in)
+    if len(parts) == 1:  # a fused matrix's rows are q, k, v in turn
+        cuts = [config.q_width, config.q_width + config.kv_width]
+        parts = [np.ascontiguousarray(y) for y in np.split(parts[0], cuts, axis=-1)]
+    q, k, v = (y.reshape(B, T, -1, config.head_dim) for y in parts)  # (B, T, H or KV, D)
+    qn = kn = qr = kr = None
+    if a.q_norm and a.k_norm:  # over head_dim
+        q, qn = ops.rms_norm_forward(q, run.p[f"{run.name(i, a.q_norm)}.weight"], config.norm_eps)
+        k, kn = ops.rms_norm_forward(k, run.p[f"{run.name(i, a.k_norm)}.weight"], config.norm_eps)
+    if config.uses_rotary:
+        start = run.kv.length if run.kv else 0
+        cos, sin = (table[start : start + T] for table in _rotary_tables(config))
+        q, qr = ops.rotary_forward(q, cos, sin)
+        k, kr = ops.rotary_forward(k, cos, sin)
+    if run.kv is not None:
+        k, v = run.kv.append(i, k, v)  # (B, S, KV, D): the past in front
+    y, att = ops.attention_forward(q, k, v)
+    out, out_cache = _linear_forward(y.reshape(B, T, -1), run, run.name(i, a.attn_out))
+    return out, (in_caches, qn, kn, qr, kr, att, out_cache)
+
+
+def _attention_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
+    in_caches, qn, kn, qr, kr, att, out_cache = cache
+    config, ops, (B, T, _) = run.config, run.ops, dout.shape
+    a = config.arch
+    dy = _linear_backward(dout, out_cache, run, run.name(i, a.attn_out))
+    dq, dk, dv = ops.attention_backward(dy.reshape(B, T, -1, config.head_dim), att)
+    if config.uses_rotary:
+        dq, dk = ops.rotary_backward(dq, qr), ops.rotary_backward(dk, kr)
+    if a.q_norm and a.k_norm:
+        dq = _norm_backward(dq, qn, run, run.name(i, a.q_norm))
+        dk = _norm_backward(dk, kn, run, run.name(i, a.k_norm))
+    douts = [d.reshape(B, T, -1) for d in (dq, dk, dv)]
+    if len(in_caches) == 1:  # inverts the split of the fused matrix
+        douts = [np.concatenate(douts, axis=-1)]
+    return _fan_out_backward(douts, in_caches, run, i, a.attn_in)
+
+
+def _mlp_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
+    """Normed input (B, T, C) -> what the MLP adds to the residual stream (B, T, C)."""
+    a, ops = run.config.arch, run.ops
+    parts, in_caches = _fan_out(x, run, i, a.mlp_in)
+    h, act = (ops.swiglu_forward if a.activation == "swiglu" else ops.gelu_forward)(*parts)  # (B, T, n_inner)
+    out, out_cache = _linear_forward(h, run, run.name(i, a.mlp_out))
+    return out, (in_caches, act, out_cache)
+
+
+def _mlp_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
+    in_caches, act, out_cache = cache
+    a, ops = run.config.arch, run.ops
+    dh = _linear_backward(dout, out_cache, run, run.name(i, a.mlp_out))
+    douts = list(ops.swiglu_backward(dh, act)) if a.activation == "swiglu" else [ops.gelu_backward(dh, act)]
+    return _fan_out_backward(douts, in_caches, run, i, a.mlp_in)
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------------------------
+
+
+def forward_hidden(
+    config: Config,
+    params: Params,
+    linears: Linears,
+    tokens: Array,
+    ops: Ops,
+    noise: Noise | None = None,
+    kv: KVCache | None = None,
+    int8: bool = False,
+    keep_cache: bool = True,
+) -> tuple[Array, tuple | None]:
+    """tokens (B, T) -> the final norm's output (B, T, C). Without `keep_cache` a layer's cache dies with the layer."""
+    run = _Pass(config, _view(params, noise, ops), linears, ops, int8, kv)
+    a = config.arch
+    x = linears[a.embed].rows(tokens, run.p, a.embed, ops)  # (B, T, C)
+    if a.positions:
+        start = kv.length if kv else 0
+        x = x + Dense().rows(np.arange(start, start + tokens.shape[1]), run.p, a.positions, ops)
+    layers = []
+    for i in range(config.n_layer):
+        n1, c1 = _norm_forward(x, run, run.name(i, a.norm1))
+        y, c2 = _attention_forward(n1, run, i)
+        x = x + y
+        n2, c3 = _norm_forward(x, run, run.name(i, a.norm2))
+        y, c4 = _mlp_forward(n2, run, i)
+        x = x + y
+        layers.append((c1, c2, c3, c4) if keep_cache else None)
+        del n1, n2, y, c1, c2, c3, c4  # in a forward-only pass nothing outlives its layer
+    if kv is not None:
+        kv.advance(tokens.shape[1])
+    x, c_norm = _norm_forward(x, run, a.final_norm)
+    return x, ((tokens, layers, c_norm, run.p) if keep_cache else None)
+
+
+def head_forward(
+    config: Config, params: Params, linears: Linears, x: Array, ops: Ops, noise: Noise | None = None, int8: bool = False
+) -> tuple[Array, tuple]:
+    """x (..., C) -> logits (..., V)."""
+    name = head_name(config)
+    return linears[name].forward(x, _view(params, noise, ops), name, ops, int8=int8)
+
+
+def forward(
+    config: Config,
+    params: Params,
+    linears: Linears,
+    tokens: Array,
+    ops: Ops,
+    noise: Noise | None = None,
+    kv: KVCache | None = None,
+    int8: bool = False,
+    keep_cache: bool = True,
+) -> tuple[Array, tuple | None]:
+    """tokens (B, T) -> logits (B, T, V), and the cache that `backward` reads (None without `keep_cache`)."""
+    x, hidden_cache = forward_hidden(config, params, linears, tokens, ops, noise, kv, int8, keep_cache)
+    logits, head_cache = head_forward(config, params, linears, x, ops, noise, int8)
+    return logits, ((hidden_cache, head_cache) if keep_cache else None)
+
+
+def backward(dlogits: Array, cache: tuple, config: Config, linears: Linears, ops: Ops, wanted: frozenset[str]) -> Grads:
+    """dlogits (B, T, V) -> the wanted gradients by name. A tied matrix gathers from the head and from the embedding."""
+    hidden_cache, head_cache = cache
+    dx, grads = head_backward(dlogits, head_cache, hidden_cache[3], config, linears, ops, wanted)
+    for name, grad in backward_hidden(dx, hidden_cache, config, linears, ops, wanted).items():
+        grads[name] = grads[name] + grad if name in grads else grad
+    return grads
+
+
+def head_backward(
+    dlogits: Array, cache: tuple, params: Params, config: Config, linears: Linears, ops: Ops, wanted: frozenset[str]
+) -> tuple[Array, Grads]:
+    """dlogits (..., V) -> dx (..., C), and the head's wanted gradients."""
+    name = head_name(config)
+    return linears[name].backward(dlogits, cache, params, name, ops, wanted)
+
+
+def backward_hidden(
+    dx: Array, cache: tuple, config: Config, linears: Linears, ops: Ops, wanted: frozenset[str]
+) -> Grads:
+    """Gradient of the final norm's output (B, T, C) -> wanted gradients. Consumes the cache; stops below the lowest wanted layer."""
+    tokens, layers, c_norm, p = cache
+    a = config.arch
+    run = _Pass(config, p, linears, ops, wanted=wanted)
+    inputs_wanted = any(name.startswith((f"{a.embed}.", f"{a.positions}.")) for name in wanted)
+    lowest = 0 if inputs_wanted else _lowest_wanted_layer(config, wanted)
+    dx = _norm_backward(dx, c_norm, run, a.final_norm)
+    for i in reversed(range(lowest, config.n_layer)):
+        c1, c2, c3, c4 = layers[i]
+        layers[i] = None  # its activations are of no more use after this turn
+        dn2 = _mlp_backward(dx, c4, run, i)
+        dx = dx + _norm_backward(dn2, c3, run, run.name(i, a.norm2))  # inverts x = x + mlp(norm2(x))
+        dn1 = _attention_backward(dx, c2, run, i)
+        dx = dx + _norm_backward(dn1, c1, run, run.name(i, a.norm1))  # inverts x = x + attention(norm1(x))
+    if inputs_wanted:
+        if a.positions:
+            where = np.arange(tokens.shape[1])
+            run.grads.update(Dense().rows_backward(dx.sum(axis=0), where, p, a.positions, ops, wanted))
+        run.grads.update(linears[a.embed].rows_backward(dx, tokens, p, a.embed, ops, wanted))
+    return run.grads
+
+
+def _view(params: Params, noise: Noise | None, ops: Ops) -> Params:
+    return params if noise is None else Perturbed(params, noise, ops)
+
+
+def _lowest_wanted_layer(config: Config, wanted: frozenset[str]) -> int:
+    for i in range(config.n_layer):
+        prefix = config.arch.layer.format(i=i) + "."
+        if any(name.startswith(prefix) for name in wanted):
+            return i
+    return config.n_layer
+
+
+def _rotary_tables(config: Config) -> tuple[Array, Array]:
+    return _rotary_tables_of(config.rope_theta, config.head_dim // 2, config.context_length, config.rope_scaling)
+
+
+@functools.lru_cache(maxsize=32)
+def _rotary_tables_of(theta: float, half: int, length: int, scaling: tuple | None) -> tuple[Array, Array]:
+    """cos and sin of position * frequency, float32 (length, D/2), frequency_i = theta^(-i / (D/2)), computed in float64."""
+    frequency = theta ** (-np.arange(half) / half)
+    if scaling:
+        s = dict(scaling)
+        if s.get("rope_type", s.get("type")) == "linear":
+            frequency = frequency / s["factor"]
+        else:  # llama3: slow turns are stretched by `factor`, fast ones kept, those between blended
+            turns = s["original_max_position_embeddings"] * frequency / (2 * np.pi)
+            low, high = s["low_freq_factor"], s["high_freq_factor"]
+            blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+            frequency = (1 - blend) * frequency / s["factor"] + blend * frequency
+    angle = np.arange(length)[:, None] * frequency
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    cos.flags.writeable = sin.flags.writeable = False
+    return cos, sin
