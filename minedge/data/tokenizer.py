@@ -1,0 +1,135 @@
+"""Byte-level BPE through the `tokenizers` library, loaded only when a tokenizer is really used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minedge.errors import MinedgeFormatError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["END_OF_TEXT", "Tokenizer"]
+
+END_OF_TEXT = "<|endoftext|>"
+_END_NAMES = (END_OF_TEXT, "</s>", "<|im_end|>", "<|end_of_text|>", "<eos>")
+_START_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
+
+
+class Tokenizer:
+    """Text to token ids and back. `eos_id` separates documents; `bos_id` starts one (the same token where a model has one)."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos_token: str | None = None, bos_token: str | None = None) -> None:
+        self.backend = backend
+        self.eos_token = eos_token or self._first_of(_END_NAMES)
+        self.bos_token = bos_token or self._first_of(_START_NAMES) or self.eos_token
+
+    def _first_of(self, names: Sequence[str]) -> str | None:
+        return next((name for name in names if self.backend.token_to_id(name) is not None), None)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts, on all cores."""
+        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; special tokens are left out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it, or None."""
+        return self.backend.token_to_id(token)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the end-of-text token, None if the vocabulary has none."""
+        return None if self.eos_token is None else self.backend.token_to_id(self.eos_token)
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the token a document starts with."""
+        return None if self.bos_token is None else self.backend.token_to_id(self.bos_token)
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
+        """Learn a byte-level BPE of exactly `vocab_size` ids; the first special token ends texts.
+
+        Digits stand alone, so that numbers are spelled rather than memorized; a word carries the space before it, and runs of
+        spaces (indentation) are tokens of their own. The same texts give the same tokenizer.
+        """
+        import tokenizers as hf
+
+        texts = list(texts)
+        backend = hf.Tokenizer(hf.models.BPE())
+        backend.pre_tokenizer = hf.pre_tokenizers.Sequence([
+            hf.pre_tokenizers.Digits(individual_digits=True),
+            hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ])
+        backend.decoder = hf.decoders.ByteLevel()
+        trainer = hf.trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(special), show_progress=False,
+            initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
+        )
+        backend.train_from_iterator(texts, trainer=trainer, length=len(texts))
+        return cls(backend, eos_token=special[0] if special else None)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json as Hugging Face lays them out."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "add_prefix_space": False, "bos_token": self.bos_token, "clean_up_tokenization_spaces": False,
+            "eos_token": self.eos_token, "tokenizer_class": "PreTrainedTokenizerFast",
+        }
+        _replace(folder / "tokenizer.json", self.backend.to_str(pretty=True))
+        _replace(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read a folder with tokenizer.json (or that file itself); tokenizer_config.json names the special tokens if present."""
+        import tokenizers as hf
+
+        path = Path(folder)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise MinedgeFormatError(f"{file}: no tokenizer there; a model folder needs tokenizer.json")
+        try:
+            backend = hf.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise MinedgeFormatError(f"{file}: not a tokenizer that the tokenizers library can read ({error})") from None
+        settings_file = file.parent / "tokenizer_config.json"
+        settings: object = {}
+        if settings_file.is_file():
+            try:
+                settings = json.loads(settings_file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise MinedgeFormatError(f"{settings_file}: expected JSON ({error})") from None
+        if not isinstance(settings, dict):
+            raise MinedgeFormatError(f"{settings_file}: expected a JSON object, got {type(settings).__name__}")
+        return cls(backend, eos_token=_spelled(settings.get("eos_token")), bos_token=_spelled(settings.get("bos_token")))
+
+
+def _spelled(entry: object) -> str | None:
+    """A special token's text; older files wrap it as {"content": ...}."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) else None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file and rename, so that a reader never meets half a tokenizer."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
