@@ -23,8 +23,8 @@ class Model(_model.Model):
     def save(self, path: str | Path, dtype: str | None = None, overwrite: bool = False) -> None:
         """Write a Hugging Face model directory that `load` opens again with its linear kinds.
 
-        dtype "float16" or "float32" stores dense weights so; None keeps what is in memory. Written whole or not at all; a folder that
-        exists is refused unless `overwrite`.
+        dtype "float16" or "float32" stores dense weights so; None keeps what is in memory. Written whole or not at
+        all; a folder that exists is refused unless `overwrite`.
         """
         from minedge.io import hf
 
@@ -46,9 +46,11 @@ def bundled_path() -> Path:
 
 
 def load(source: str | Path, backend: str | None = None) -> Model:
-    """Open a model: "bundled", or a Hugging Face directory. Every float array is trainable until an adapter or packing says otherwise.
+    """Open a model: "bundled", or a Hugging Face directory. Every float array is trainable until an adapter or
+    packing says otherwise.
 
-    Raises `UsageError` for an unknown name (with the nearest), `MinedgeFormatError` for files that are missing, damaged or foreign.
+    Raises `UsageError` for an unknown name (with the nearest), `MinedgeFormatError` for files that are missing,
+    damaged or foreign.
     """
     from minedge.io import hf
 

@@ -1,7 +1,9 @@
-"""What a model is made of: `Config`, the sizes and options, and `Architecture`, the table that maps roles to checkpoint names.
+"""What a model is made of: `Config`, the sizes and options, and `Architecture`, the table that maps roles to
+checkpoint names.
 
-The transformer knows roles (q, k, v or a fused qkv; gate/up/down or fc/proj; norms). Checkpoints know names. The tables here are the
-only place where the two meet, so tensors keep the names Hugging Face gave them and adapters made elsewhere fit.
+The transformer knows roles (q, k, v or a fused qkv; gate/up/down or fc/proj; norms). Checkpoints know names. The
+tables here are the only place where the two meet, so tensors keep the names Hugging Face gave them and adapters made
+elsewhere fit.
 """
 
 from __future__ import annotations
@@ -194,7 +196,9 @@ class Config:
 
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> Config:
-        """Read what config.json holds; `MinedgeFormatError` names the key that is missing or asks for what minedge lacks."""
+        """Read what config.json holds; `MinedgeFormatError` names the key that is missing or asks for what minedge
+        lacks.
+        """
         kind = data.get("model_type")
         if kind not in ARCHITECTURES:
             raise MinedgeFormatError(

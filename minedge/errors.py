@@ -18,7 +18,9 @@ class UsageError(MinedgeError, ValueError):
 
 
 class MinedgeFormatError(MinedgeError, ValueError):
-    """A file that is missing, truncated, foreign or contradicts itself; the message names the file and the key or offset."""
+    """A file that is missing, truncated, foreign or contradicts itself; the message names the file and the key or
+    offset.
+    """
 
     exit_code = 3
 

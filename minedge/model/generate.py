@@ -49,8 +49,9 @@ def probabilities(logits: Array, seen: Array, s: Sampling) -> Array:
     r"""The distribution that sampling draws from, float64 (V,).
 
     Repetition penalty (arXiv:1909.05858) divides positive and multiplies negative logits of tokens already seen; then
-    softmax(logits / temperature); then top-k keeps the k likeliest, top-p (arXiv:1904.09751) the fewest whose mass reaches p, min-p
-    (arXiv:2407.01082) those with at least min_p times the top probability. Each cut renormalises; the likeliest token always stays.
+    softmax(logits / temperature); then top-k keeps the k likeliest, top-p (arXiv:1904.09751) the fewest whose mass
+    reaches p, min-p (arXiv:2407.01082) those with at least min_p times the top probability. Each cut renormalises;
+    the likeliest token always stays.
     """
     x = logits.astype(np.float64)
     if s.repetition_penalty != 1.0 and len(seen):
@@ -138,7 +139,8 @@ def _stream(model: Model, ids: list[int], max_tokens: int, s: Sampling, stops: l
     text = ""
     for token in generate_ids(model, ids, max_tokens, s):
         new.append(token)
-        # Decoding all new ids each time keeps joins right; a cut multi-byte character shows as U+FFFD at the end and waits.
+        # Decoding all new ids each time keeps joins right; a cut multi-byte character shows as U+FFFD at the end and
+        # waits.
         text = model.tokenizer.decode(new)
         cut = min((at for at in (text.find(x) for x in stops) if at >= 0), default=-1)
         if cut >= 0:

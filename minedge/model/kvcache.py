@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far, so that generating a token reads the past instead of computing it again."""
+"""Keys and values of the tokens seen so far: generating a token reads the past instead of computing it again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ Array = NDArray[np.floating]
 
 
 class KVCache:
-    """Room for `max_length` tokens: per layer k and v of shape (B, max_length, KV, D). `length` counts the tokens in it."""
+    """Room for `max_length` tokens: per layer k and v of shape (B, max_length, KV, D). `length` counts the tokens in
+    it.
+    """
 
     def __init__(self, config: Config, batch: int, max_length: int, dtype: type = np.float32):
         if not 1 <= max_length <= config.context_length:

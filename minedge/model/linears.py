@@ -1,12 +1,13 @@
 r"""The linear-kind protocol, and `Dense`, the plain one.
 
-A kind says how one weight matrix is stored and multiplied: dense float32, 4-bit codes, a pruned matrix with its mask, a frozen
-base plus a low-rank adapter. It is a small frozen dataclass of hyperparameters and holds no arrays: those stand in the model's
-flat `params` under names that start with the module's name. So kinds nest (`LoRA(Int4(32), r=8)`), and the transformer never asks
-which one it has.
+A kind says how one weight matrix is stored and multiplied: dense float32, 4-bit codes, a pruned matrix with its mask,
+a frozen base plus a low-rank adapter. It is a small frozen dataclass of hyperparameters and holds no arrays: those
+stand in the model's flat `params` under names that start with the module's name. So kinds nest (`LoRA(Int4(32),
+r=8)`), and the transformer never asks which one it has.
 
-Legend: `name` a module name such as "model.layers.0.self_attn.q_proj"; `params` the model's whole mapping; `ops` a backend;
-`wanted` the parameter names whose gradients are asked for; in/out the matrix's widths (weights lie (out, in)).
+Legend: `name` a module name such as "model.layers.0.self_attn.q_proj"; `params` the model's whole mapping; `ops` a
+backend; `wanted` the parameter names whose gradients are asked for; in/out the matrix's widths (weights lie (out,
+in)).
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class LinearKind:
         raise NotImplementedError
 
     def forward(self, x: Array, params: Params, name: str, ops: Ops, int8: bool = False) -> tuple[Array, tuple]:
-        """x (..., in) -> out (..., out). `int8` allows products over int8 activations where the kind has one (decoding)."""
+        """x (..., in) -> out (..., out). `int8` allows products over int8 activations where the kind has one
+        (decoding).
+        """
         raise NotImplementedError
 
     def backward(

@@ -1,7 +1,9 @@
-"""`Model`: a config, named arrays, a kind per matrix, a tokenizer and a backend. A value, not a process: nothing in it changes.
+"""`Model`: a config, named arrays, a kind per matrix, a tokenizer and a backend. A value, not a process: nothing in
+it changes.
 
-Arrays are read-only and shared freely between models. `trainable()` gives a model that owns writable copies of just the arrays it
-trains, which is what optimizers ask for; everything else returns a new model and leaves the old one as it was.
+Arrays are read-only and shared freely between models. `trainable()` gives a model that owns writable copies of just
+the arrays it trains, which is what optimizers ask for; everything else returns a new model and leaves the old one as
+it was.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class Model:
     def ops(self) -> Ops:
         return get_ops(self.backend)
 
-    # --- values ---------------------------------------------------------------------------------------------------------------
+    # --- values -----------------------------------------------------------------------------------------------------
 
     def logits(self, tokens: Array) -> Array:
         """tokens int (B, T) -> float32 (B, T, V): row t scores what follows token t."""
@@ -72,7 +74,8 @@ class Model:
     def loss(self, tokens: Array, loss_mask: Array | None = None, noise: Noise | None = None) -> float:
         """Mean cross-entropy in nats of predicting tokens[:, t] from tokens[:, :t].
 
-        tokens (B, T). loss_mask (B, T): mask[:, t] weighs the prediction of token t; column 0 is ignored; None weighs all alike.
+        tokens (B, T). loss_mask (B, T): mask[:, t] weighs the prediction of token t; column 0 is ignored; None weighs
+        all alike.
         """
         total, weight = self.loss_sum(tokens, loss_mask, noise)
         return total / weight
@@ -80,7 +83,9 @@ class Model:
     def loss_sum(
         self, tokens: Array, loss_mask: Array | None = None, noise: Noise | None = None
     ) -> tuple[float, float]:
-        """(sum of mask * cross-entropy, sum of mask): adds up exactly over micro-batches. Raises where the mask is all zero."""
+        """(sum of mask * cross-entropy, sum of mask): adds up exactly over micro-batches. Raises where the mask is
+        all zero.
+        """
         inputs, targets, weights = self._shifted(tokens, loss_mask)
         ops, total = self.ops, 0.0
         x, _ = transformer.forward_hidden(self.config, self.params, self.linears, inputs, ops, noise, keep_cache=False)
@@ -141,7 +146,9 @@ class Model:
         return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]).ravel(), weights
 
     def check_tokens(self, tokens: Array, extra: int = 0) -> Array:
-        """tokens as int64 (B, T); raises `UsageError` for a wrong type or shape, ids out of range, or more than the context holds."""
+        """tokens as int64 (B, T); raises `UsageError` for a wrong type or shape, ids out of range, or more than the
+        context holds.
+        """
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.size == 0:
             raise UsageError(f"tokens: expected a non-empty (B, T) array, got shape {tokens.shape}")
@@ -159,7 +166,7 @@ class Model:
             raise UsageError(f"tokens: expected ids in 0..{self.config.vocab_size - 1} (vocab_size), got {bad}")
         return np.ascontiguousarray(tokens, dtype=np.int64)
 
-    # --- text -----------------------------------------------------------------------------------------------------------------
+    # --- text -------------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -174,7 +181,8 @@ class Model:
         seed: int = 0,
         stream: bool = False,
     ) -> str | Iterator[str]:
-        """Continue `prompt`; the continuation as text, or its pieces as they come with `stream`. Ends at EOS or a stop string.
+        """Continue `prompt`; the continuation as text, or its pieces as they come with `stream`. Ends at EOS or a
+        stop string.
 
         temperature 0 takes the likeliest token; top_k, top_p, min_p cut the distribution in that order before sampling.
         """
@@ -182,7 +190,7 @@ class Model:
         pieces = _generate.generate_text(self, prompt, max_tokens, settings, stop)
         return pieces if stream else "".join(pieces)
 
-    # --- other models ---------------------------------------------------------------------------------------------------------
+    # --- other models -----------------------------------------------------------------------------------------------
 
     def with_backend(self: Self, backend: str | None) -> Self:
         """The same model on another backend; arrays are shared."""
@@ -206,7 +214,9 @@ class Model:
         )
 
     def trainable(self: Self, names: frozenset[str] | None = None) -> Self:
-        """A model that owns writable copies of its trainable arrays (or of `names`); all others stay shared and read-only."""
+        """A model that owns writable copies of its trainable arrays (or of `names`); all others stay shared and
+        read-only.
+        """
         names = self.trainable_names if names is None else frozenset(names)
         unknown = sorted(names - set(self.params))
         if unknown:
@@ -230,10 +240,12 @@ class Model:
         if not all(self.params[name].flags.writeable for name in self.trainable_names):
             raise UsageError("model: its arrays are read-only; pass model.trainable(), which owns copies to change")
 
-    # --- facts ----------------------------------------------------------------------------------------------------------------
+    # --- facts ------------------------------------------------------------------------------------------------------
 
     def nbytes(self) -> dict[str, int]:
-        """Resident bytes from the real buffers: "embedding", "linear", "head", "other", "total", and "kind:<name>" per linear kind."""
+        """Resident bytes from the real buffers: "embedding", "linear", "head", "other", "total", and "kind:<name>"
+        per linear kind.
+        """
         embed, head = self.config.arch.embed, self.config.arch.head
         out = {"embedding": 0, "linear": 0, "head": 0, "other": 0, "total": 0}
         shapes = transformer.linear_shapes(self.config)

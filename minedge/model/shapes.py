@@ -18,7 +18,9 @@ Linears = Mapping[str, LinearKind]
 
 
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
-    """Module name -> (out, in) of every weight matrix, embedding and head included; a tied head has no entry of its own."""
+    """Module name -> (out, in) of every weight matrix, embedding and head included; a tied head has no entry of its
+    own.
+    """
     a, C = config.arch, config.n_embd
     qkv = {3: (config.q_width, config.kv_width, config.kv_width), 1: (config.q_width + 2 * config.kv_width,)}[
         len(a.attn_in)
@@ -47,7 +49,7 @@ def param_shapes(config: Config, linears: Linears) -> Shapes:
     if a.positions:
         shapes[f"{a.positions}.weight"] = ((config.context_length, C), "float32")
     norms = [a.final_norm] + [config.layer_name(i, n) for i in range(config.n_layer) for n in (a.norm1, a.norm2)]
-    widths = {name: C for name in norms}
+    widths = dict.fromkeys(norms, C)
     if a.q_norm and a.k_norm:
         widths.update(
             {config.layer_name(i, n): config.head_dim for i in range(config.n_layer) for n in (a.q_norm, a.k_norm)}
@@ -72,8 +74,9 @@ def head_name(config: Config) -> str:
 
 
 def init_params(config: Config, linears: Linears, seed: int = 0) -> dict[str, Array]:
-    """Random float32 weights as GPT-2 starts: N(0, 0.02), the two projections that write to the residual stream scaled by
-    1/sqrt(2 n_layer) so that its variance does not grow with depth; norms 1, biases 0. One seed, one set of weights.
+    """Random float32 weights as GPT-2 starts: N(0, 0.02), the two projections that write to the residual stream
+    scaled by 1/sqrt(2 n_layer) so that its variance does not grow with depth; norms 1, biases 0. One seed, one set of
+    weights.
     """
     rng = np.random.default_rng(seed)
     residual = (config.arch.attn_out, config.arch.mlp_out)

@@ -7,9 +7,9 @@ Legend: B batch, T tokens, C n_embd, H n_head, KV n_kv_head, D head_dim, V vocab
                       x = x + mlp_out(act(mlp_in(norm2(x))))
     logits = head(final_norm(x))
 
-`forward` returns what `backward` needs as a tuple per layer; `backward` walks the same lines upwards. Weight matrices belong to
-linear kinds (linears.py), so the same lines run dense, quantized, pruned and adapted models. MeZO's perturbation arrives as
-`noise` and only changes what `params[name]` yields.
+`forward` returns what `backward` needs as a tuple per layer; `backward` walks the same lines upwards. Weight matrices
+belong to linear kinds (linears.py), so the same lines run dense, quantized, pruned and adapted models. MeZO's
+perturbation arrives as `noise` and only changes what `params[name]` yields.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _Pass:
         return self.config.layer_name(i, role)
 
 
-# --- pieces: each a forward and the backward that inverts it ------------------------------------------------------------------------
+# --- pieces: each a forward and the backward that inverts it --------------------------------------------------------
 
 
 def _linear_forward(x: Array, run: _Pass, name: str) -> tuple[Array, tuple]:
@@ -173,7 +173,7 @@ def _mlp_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
     return _fan_out_backward(douts, in_caches, run, i, a.mlp_in)
 
 
-# --- the whole ----------------------------------------------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------------------------
 
 
 def forward_hidden(
@@ -255,7 +255,9 @@ def head_backward(
 def backward_hidden(
     dx: Array, cache: tuple, config: Config, linears: Linears, ops: Ops, wanted: frozenset[str]
 ) -> Grads:
-    """Gradient of the final norm's output (B, T, C) -> wanted gradients. Consumes the cache; stops below the lowest wanted layer."""
+    """Gradient of the final norm's output (B, T, C) -> wanted gradients. Consumes the cache; stops below the lowest
+    wanted layer.
+    """
     tokens, layers, c_norm, p = cache
     a = config.arch
     run = _Pass(config, p, linears, ops, wanted=wanted)
@@ -295,7 +297,9 @@ def _rotary_tables(config: Config) -> tuple[Array, Array]:
 
 @functools.lru_cache(maxsize=32)
 def _rotary_tables_of(theta: float, half: int, length: int, scaling: tuple | None) -> tuple[Array, Array]:
-    """cos and sin of position * frequency, float32 (length, D/2), frequency_i = theta^(-i / (D/2)), computed in float64."""
+    """cos and sin of position * frequency, float32 (length, D/2), frequency_i = theta^(-i / (D/2)), computed in
+    float64.
+    """
     frequency = theta ** (-np.arange(half) / half)
     if scaling:
         s = dict(scaling)

@@ -3,8 +3,9 @@
     ops = minedge.ops.get("c")          # or "numpy", "numba", "c:scalar", "c:avx2", "c:neon", None for the default
     out, cache = ops.rms_norm_forward(x, weight, 1e-5)
 
-The default is, in turn: the innermost `use_backend`, the environment variable MINEDGE_BACKEND, else c where its extension was built,
-else numba, else numpy. Asking for a backend that is not available raises `BackendError`; nothing falls back in silence.
+The default is, in turn: the innermost `use_backend`, the environment variable MINEDGE_BACKEND, else c where its
+extension was built, else numba, else numpy. Asking for a backend that is not available raises `BackendError`; nothing
+falls back in silence.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("minedge_ba
 
 
 class Ops:
-    """The ops of one tier as attributes. `name` is the tier, `isa` the instruction set ("" outside c), `spec` what was asked for.
+    """The ops of one tier as attributes. `name` is the tier, `isa` the instruction set ("" outside c), `spec` what
+    was asked for.
 
     `origin[op]` says where each op came from: "native", "blas" or "numpy", as in `registry.OPS`.
     """
@@ -52,7 +54,7 @@ class Ops:
         return get, (self.spec,)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _load(spec: str) -> Ops:
     tier, _, isa = spec.partition(":")
     reference = importlib.import_module("minedge.ops.numpy_ops")

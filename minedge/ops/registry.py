@@ -1,4 +1,5 @@
-"""Which op must exist in which tier. The table is data: `minedge doctor` prints it, and a fallback it does not name fails the tests.
+"""Which op must exist in which tier. The table is data: `minedge doctor` prints it, and a fallback it does not name
+fails the tests.
 
 native  the tier has its own implementation
 blas    the tier's own checks around NumPy's matrix product
@@ -11,11 +12,11 @@ __all__ = ["OPS", "TIERS"]
 
 TIERS = ("numpy", "numba", "c")
 
-_LAYERS = (
-    "embedding_forward", "embedding_backward", "bias_forward", "bias_backward", "rms_norm_forward", "rms_norm_backward",
-    "layer_norm_forward", "layer_norm_backward", "rotary_forward", "rotary_backward", "swiglu_forward", "swiglu_backward",
-    "gelu_forward", "gelu_backward",
-)  # fmt: skip
+_LAYERS = tuple(
+    f"{layer}_{way}"
+    for layer in ("embedding", "bias", "rms_norm", "layer_norm", "rotary", "swiglu", "gelu")
+    for way in ("forward", "backward")
+)
 _ATTENTION = ("attention_forward", "attention_backward")
 _LOSS = ("cross_entropy_forward", "cross_entropy_backward")
 _OPTIM = ("adamw_", "sum_squares")

@@ -1,8 +1,9 @@
 r"""Causal attention with grouped key/value heads: the specification.
 
-Legend: B batch, T query positions, S key positions (S >= T), H query heads, KV key/value heads, G = H / KV heads a group, D head_dim.
-The cache holds the row-wise log-sum-exp instead of the (T, S) probabilities, as FlashAttention does (arXiv:2205.14135), so every
-tier can run the backward of any other and a fast tier never has to keep a (T, S) matrix. NumPy makes one for the moment of use.
+Legend: B batch, T query positions, S key positions (S >= T), H query heads, KV key/value heads, G = H / KV heads a
+group, D head_dim. The cache holds the row-wise log-sum-exp instead of the (T, S) probabilities, as FlashAttention
+does (arXiv:2205.14135), so every tier can run the backward of any other and a fast tier never has to keep a (T, S)
+matrix. NumPy makes one for the moment of use.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ Array = NDArray[np.floating]
 
 
 def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
-    r"""`out = softmax(q k^T / sqrt(D) + causal mask) v` per head (arXiv:1706.03762, Eq. 1; grouped heads arXiv:2305.13245).
+    r"""`out = softmax(q k^T / sqrt(D) + causal mask) v` per head (arXiv:1706.03762, Eq. 1; grouped heads
+    arXiv:2305.13245).
 
-    q (B, T, H, D), k and v (B, S, KV, D) -> out (B, T, H, D). Query i stands at position i + (S - T) and sees keys 0 .. i + (S - T).
-    Query head h reads key/value head h // (H / KV). The cache keeps lse (B, H, T), the log of each row's softmax denominator.
+    q (B, T, H, D), k and v (B, S, KV, D) -> out (B, T, H, D). Query i stands at position i + (S - T) and sees keys 0
+    .. i + (S - T). Query head h reads key/value head h // (H / KV). The cache keeps lse (B, H, T), the log of each
+    row's softmax denominator.
     """
     scores = _scores(q, k)  # (B, KV, G, T, S)
     top = scores.max(axis=-1, keepdims=True)  # subtracting the row maximum keeps exp in range
@@ -32,9 +35,11 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
 
 
 def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
-    r"""With p the probabilities: `dv = p^T dout`, `dp = dout v^T`, `ds = p * (dp - sum(p * dp))`, `dq = ds k`, `dk = ds^T q`.
+    r"""With p the probabilities: `dv = p^T dout`, `dp = dout v^T`, `ds = p * (dp - sum(p * dp))`, `dq = ds k`, `dk =
+    ds^T q`.
 
-    `sum(p * dp)` over keys equals `sum(dout * out)` over D, which needs no (T, S) matrix. -> dq, dk, dv; the heads of a group add up.
+    `sum(p * dp)` over keys equals `sum(dout * out)` over D, which needs no (T, S) matrix. -> dq, dk, dv; the heads of
+    a group add up.
     """
     q, k, v, out, lse = cache
     B, T, H, D = q.shape

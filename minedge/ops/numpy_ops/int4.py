@@ -1,8 +1,9 @@
 r"""Four-bit weights: quantize, dequantize, and two ways to multiply. The specification.
 
-Layout: a weight (out, in) is cut along `in` into groups of `group_size` (32, 64 or 128). A group has one float16 scale d and codes
-q in 0..15; a weight reads as d * (q - 8). Codes are packed per 32 columns: byte j holds code j in its low nibble and code j + 16 in
-its high nibble. With group_size 32 this is GGML's Q4_0, codes and scales kept in two arrays instead of interleaved:
+Layout: a weight (out, in) is cut along `in` into groups of `group_size` (32, 64 or 128). A group has one float16
+scale d and codes q in 0..15; a weight reads as d * (q - 8). Codes are packed per 32 columns: byte j holds code j in
+its low nibble and code j + 16 in its high nibble. With group_size 32 this is GGML's Q4_0, codes and scales kept in
+two arrays instead of interleaved:
 
     qweight uint8 (out, in / 2)        scales float16 (out, in / group_size)
 """
@@ -29,12 +30,13 @@ BLOCK = 32  # columns packed together; also the activations' group in the intege
 def int4_quantize(weight: Array, group_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     r"""Symmetric rounding with the signed-maximum rule (GGML's Q4_0).
 
-    d = m / -8, m the value of largest magnitude in the group with its sign;  q = min(15, trunc(x * (1 / d) + 8.5)),  0 <= q <= 15
+    d = m / -8, m the value of largest magnitude in the group with its sign;  q = min(15, trunc(x * (1 / d) + 8.5)),
+    0 <= q <= 15
 
-    In float32, product and sum each rounded, 1/d taken before d is rounded to float16. So m itself becomes code 0, i.e. exactly
-    -8 d; the other side reaches only +7 d, and what lies beyond clips. An all-zero group gets d = 0 and codes 8: it reads as zeros.
-    Error: at most |d|/2 where x/d <= 7.5, else at most |d|; plus |q - 8| times d's own rounding.
-    weight (out, in), in a multiple of group_size -> qweight (out, in/2), scales (out, in/group_size).
+    In float32, product and sum each rounded, 1/d taken before d is rounded to float16. So m itself becomes code 0,
+    i.e. exactly -8 d; the other side reaches only +7 d, and what lies beyond clips. An all-zero group gets d = 0 and
+    codes 8: it reads as zeros. Error: at most |d|/2 where x/d <= 7.5, else at most |d|; plus |q - 8| times d's own
+    rounding. weight (out, in), in a multiple of group_size -> qweight (out, in/2), scales (out, in/group_size).
     """
     out_features, in_features = weight.shape
     x = np.ascontiguousarray(weight, dtype=np.float32).reshape(out_features, -1, group_size)
@@ -86,7 +88,8 @@ def int8_quantize(x: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 
 def int4_int8_partials(xq: NDArray[np.int8], qweight: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Integer part of the product: `partial[n, o, b] = sum over block b of xq * (code - 8)`. xq (N, in) -> int32 (N, out, in/32).
+    """Integer part of the product: `partial[n, o, b] = sum over block b of xq * (code - 8)`. xq (N, in) -> int32 (N,
+    out, in/32).
 
     At most 32 * 127 * 8 in magnitude, so int32 is exact and every tier and CPU gives the same numbers.
     """
@@ -100,7 +103,8 @@ def int4_int8_linear(
 ) -> NDArray[np.float32]:
     """`out[n, o] = sum over blocks b of xscale[n, b] * scale[o, group of b] * partial[n, o, b]`: what decoding uses.
 
-    x (..., in) float -> (..., out). Its distance from the exact product is bounded by the activations' rounding, d/2 each.
+    x (..., in) float -> (..., out). Its distance from the exact product is bounded by the activations' rounding, d/2
+    each.
     """
     xq, xscales = int8_quantize(x.reshape(-1, x.shape[-1]))
     partial = int4_int8_partials(xq, qweight).astype(np.float32)  # (N, out, blocks)

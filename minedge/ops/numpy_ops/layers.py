@@ -1,8 +1,8 @@
 r"""Layers of a decoder as forward/backward pairs: the specification.
 
 Legend: B batch, T tokens, C channels, H heads, D head_dim, V vocabulary; `...` stands for any leading dimensions.
-Every `f_forward` returns `(out, cache)`; the matching `f_backward(dout, cache)` returns the gradients of f's array arguments in
-their order. Nothing is mutated. float32 and float64 both work: gradient checks run in float64.
+Every `f_forward` returns `(out, cache)`; the matching `f_backward(dout, cache)` returns the gradients of f's array
+arguments in their order. Nothing is mutated. float32 and float64 both work: gradient checks run in float64.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def linear_forward(x: Array, weight: Array) -> tuple[Array, tuple]:
 
 
 def linear_backward(dout: Array, cache: tuple, need_dweight: bool = True) -> tuple[Array, Array | None]:
-    """`dx = dout @ weight`, `dweight = dout.T @ x` summed over the leading dimensions; None where the weight is frozen."""
+    """`dx = dout @ weight`, `dweight = dout.T @ x` summed over the leading dimensions; None where the weight is
+    frozen.
+    """
     x, weight = cache
     dx = dout @ weight
     if not need_dweight:
@@ -114,7 +116,8 @@ def layer_norm_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]
 
 
 def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
-    """Turn the pair (x[i], x[i + D/2]) by the angle of its position (arXiv:2104.09864, pairs split in halves as Hugging Face does).
+    """Turn the pair (x[i], x[i + D/2]) by the angle of its position (arXiv:2104.09864, pairs split in halves as
+    Hugging Face does).
 
     x (B, T, H, D), cos and sin (T, D/2) -> out (B, T, H, D).
     """

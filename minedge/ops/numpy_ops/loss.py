@@ -13,8 +13,9 @@ Array = NDArray[np.floating]
 def cross_entropy_forward(logits: Array, targets: NDArray[np.integer], weights: Array) -> tuple[float, tuple]:
     r"""`loss = sum_i weights_i * (lse_i - logits[i, targets_i])` in nats, `lse_i = log sum_v exp(logits[i, v])`.
 
-    logits (N, V), targets (N,), weights (N,): the caller divides the weights by their sum to get a mean, which keeps accumulation
-    over micro-batches exact. The sum over rows is taken in float64. Fusing with softmax avoids log(softmax) and its overflow.
+    logits (N, V), targets (N,), weights (N,): the caller divides the weights by their sum to get a mean, which keeps
+    accumulation over micro-batches exact. The sum over rows is taken in float64. Fusing with softmax avoids
+    log(softmax) and its overflow.
     """
     top = logits.max(axis=-1, keepdims=True)
     lse = top[:, 0] + np.log(np.exp(logits - top).sum(axis=-1))

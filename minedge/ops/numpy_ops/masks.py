@@ -1,6 +1,7 @@
 r"""Pruning masks as bits, and the packed form that makes a pruned file smaller: the specification.
 
-A mask of n weights is `np.packbits(mask.ravel(), bitorder="little")`, ceil(n / 8) bytes; a set bit means the weight is kept.
+A mask of n weights is `np.packbits(mask.ravel(), bitorder="little")`, ceil(n / 8) bytes; a set bit means the weight
+is kept.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ Bits = NDArray[np.uint8]
 
 
 def mask_apply(weight: Array, bits: Bits) -> Array:
-    """A new array: the weight where its bit is set, +0.0 elsewhere (NaN and infinity in a pruned place become 0 too)."""
+    """A new array: the weight where its bit is set, +0.0 elsewhere (NaN and infinity in a pruned place become 0 too).
+    """
     return np.where(_unpack(bits, weight.shape), weight, weight.dtype.type(0))
 
 

@@ -26,7 +26,8 @@ def adamw_(
     r"""One AdamW step in place on `param`, `m` and `v` (arXiv:1711.05101, Alg. 2). `step` counts from 1.
 
     g = grad_scale * grad;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
-    param = param - lr * weight_decay * param;  param = param - lr * (m / (1 - b1^step)) / (sqrt(v / (1 - b2^step)) + eps)
+    param = param - lr * weight_decay * param;  param = param - lr * (m / (1 - b1^step)) / (sqrt(v / (1 - b2^step)) +
+    eps)
 
     `grad_scale` is where gradient clipping enters, so that no scaled copy of the gradient is made.
     """
