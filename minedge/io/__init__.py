@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-__all__ = ["adapters", "atomic", "checkpoint", "hf", "jsonfile", "safetensors"]
+__all__ = ["adapters", "atomic", "checkpoint", "hf", "hf_weights", "jsonfile", "safetensors", "safetensors_header"]

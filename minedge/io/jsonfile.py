@@ -68,11 +68,11 @@ def parse_json(data: bytes, where: str, constants: bool = False, max_depth: int 
     """Parse a JSON object; MinedgeFormatError naming `where` if it is not one. `constants` allows NaN and Infinity."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise MinedgeFormatError(f"{where}: key {twice!r} occurs twice")
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise MinedgeFormatError(f"{where}: key {key!r} occurs twice")
+            result[key] = value
         return result
 
     def constant(text: str) -> float:

@@ -28,7 +28,7 @@ from minedge.io.atomic import atomic_write
 from minedge.io.jsonfile import open_regular
 from minedge.io.safetensors_header import FILE_DTYPES, Header, TensorInfo, load_header, read_header
 
-__all__ = ["Header", "TensorInfo", "read", "read_header", "write", "writer"]
+__all__ = ["Header", "SafetensorsFile", "TensorInfo", "read", "read_header", "write", "writer"]
 
 _CHUNK = 4 << 20  # bytes
 
@@ -37,6 +37,47 @@ _MEMORY = {"BOOL": np.dtype(bool), "BF16": np.dtype(np.float32)}
 
 
 # ---------------------------------------------------------------- reading
+
+
+class SafetensorsFile:
+    """An open file with its checked header, for callers that take tensors out of it one after another. A context
+    manager.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._file, size = open_regular(path)
+        try:
+            self.header = load_header(self._file, size, self.path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(
+        self,
+        names: Iterable[str] | None = None,
+        dtype: DTypeLike | Mapping[str, DTypeLike] | None = None,
+        transpose: Iterable[str] = (),
+    ) -> dict[str, np.ndarray]:
+        """See `read`."""
+        tensors = self.header.tensors
+        wanted = list(tensors) if names is None else list(names)
+        missing = [name for name in wanted if name not in tensors]
+        if missing:
+            raise MinedgeFormatError(f"{self.path}: no tensor {missing[0]!r} ({len(missing)} missing)")
+        turned, result = frozenset(transpose), {}
+        for name in sorted(wanted, key=lambda name: tensors[name].begin):  # the disk's order
+            info = tensors[name]
+            target = _target_dtype(info, name, dtype, self.path)
+            where = f"{self.path}: tensor {name!r}"
+            result[name] = _read_tensor(self._file, self.header, info, target, name in turned, where)
+        return {name: result[name] for name in wanted}
 
 
 def read(
@@ -52,22 +93,8 @@ def read(
     out as (columns, rows). Peak memory is the result plus one chunk of 4 MB. MinedgeFormatError on a bad file, a name
     it lacks, or a value that `dtype` cannot hold.
     """
-    where = os.fspath(path)
-    file, size = open_regular(path)
-    with file:
-        header = load_header(file, size, where)
-        wanted = list(header.tensors) if names is None else list(names)
-        missing = [name for name in wanted if name not in header.tensors]
-        if missing:
-            raise MinedgeFormatError(
-                f"{where}: no tensor {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
-            )
-        turned, result = frozenset(transpose), {}
-        for name in sorted(wanted, key=lambda name: header.tensors[name].begin):
-            info = header.tensors[name]
-            target = _target_dtype(info, name, dtype, where)
-            result[name] = _read_tensor(file, header, info, target, name in turned, f"{where}: tensor {name!r}")
-    return {name: result[name] for name in wanted}
+    with SafetensorsFile(path) as file:
+        return file.read(names, dtype, transpose)
 
 
 def _target_dtype(info: TensorInfo, name: str, dtype: Any, where: str) -> np.dtype:
@@ -89,14 +116,14 @@ def _read_tensor(file: Any, header: Header, info: TensorInfo, target: np.dtype, 
         rows, row_items = out.reshape(-1), 1
     file.seek(header.data_start + info.begin)
     if not turned and info.dtype not in _MEMORY and stored == target:
-        _read_exactly(file, memoryview(rows.view(np.uint8)), where)
+        _read_exactly(file, rows.view(np.uint8).data, where)
     elif out.size:
         step = max(1, _CHUNK // (row_items * stored.itemsize))
         buffer = np.empty(min(step, len(rows)) * row_items, stored)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             raw = buffer[: part.size]
-            _read_exactly(file, memoryview(raw.view(np.uint8)), where)
+            _read_exactly(file, raw.view(np.uint8).data, where)
             _convert(part, raw.reshape(part.shape), info.dtype, where)
     out.flags.writeable = False
     return out

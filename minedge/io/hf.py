@@ -1,0 +1,300 @@
+"""Model folders as Hugging Face writes them, both ways, strictly.
+
+config.json, model.safetensors (or shards with model.safetensors.index.json), tokenizer.json, generation_config.json.
+`param_shapes` says which tensors there must be: one missing, unknown or of another shape is an error, and nothing is
+allocated before that is known. What minedge adds stands in config.json under the key "minedge": the kinds of the
+linears that are not dense, the trainable names, and a format version. Linear kinds say how they are stored
+(`to_storage`), so a pruned matrix takes the space of what is left of it.
+
+On disk GPT-2's weights lie (in, out), as its Conv1D has them; in memory every weight lies (out, in).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minedge.ops
+from minedge.config import Config
+from minedge.errors import MinedgeError, MinedgeFormatError, UsageError
+from minedge.io.atomic import atomic_dir, recover_dir
+from minedge.io.hf_weights import Stored, member, open_weights
+from minedge.io.jsonfile import dump_json, read_json
+from minedge.io.safetensors import writer
+from minedge.model.linears import LinearKind, Shapes, dense_kind, kind_from_dict
+from minedge.model.shapes import linear_shapes, param_shapes
+
+__all__ = ["read_config", "read_generation_config", "read_model", "read_trainable_names", "write_model"]
+
+_FORMAT_VERSION = 1
+_FLOATS = {"F16", "BF16", "F32", "F64"}
+_EXACT = {"uint8": "U8", "int8": "I8", "float16": "F16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
+_MAX_LAYERS = 10_000
+_FILE_DTYPE_KEYS = ("torch_dtype", "dtype")  # older and newer name; of the file, not the model
+# What values of the wrong type in a config.json can provoke on their way through the dataclasses.
+_BAD_CONFIG = (MinedgeError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError, RecursionError)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_model(
+    path: str | os.PathLike[str],
+) -> tuple[Config, dict[str, np.ndarray], dict[str, LinearKind], Any]:
+    """Read a model folder: config, read-only params (floats widened to float32), linears, tokenizer or None.
+
+    Raises MinedgeFormatError, naming file and key or tensor, for anything that is missing, unknown or contradictory.
+    """
+    folder = Path(path)
+    config, linears = read_config(folder)
+    with contextlib.ExitStack() as stack:
+        params = _read_params(folder, config, linears, open_weights(folder, config, stack))
+    return config, params, linears, _read_tokenizer(folder, config)
+
+
+def read_config(path: str | os.PathLike[str]) -> tuple[Config, dict[str, LinearKind]]:
+    """Read config.json alone: the sizes, and the kind of every linear."""
+    folder = Path(path)
+    recover_dir(folder)
+    if not folder.is_dir():
+        raise MinedgeFormatError(f"{folder}: no such folder; expected one with config.json and model.safetensors")
+    file = member(folder, "config.json")
+    data = {key: value for key, value in read_json(file).items() if key not in _FILE_DTYPE_KEYS}
+    if data.get("quantization_config"):
+        raise MinedgeFormatError(f"{file}: quantization_config: weights quantized by other tools are not supported")
+    try:
+        layers = data.get("num_hidden_layers", data.get("n_layer", 0))
+        if isinstance(layers, int) and layers > _MAX_LAYERS:  # the tables below have entries for each
+            raise MinedgeFormatError(f"{layers} layers, expected at most {_MAX_LAYERS}")
+        config = Config.from_hf(data)
+        shapes = linear_shapes(config)
+        linears = dict.fromkeys(shapes, dense_kind())
+        for name, kind in _own_part(data).get("linears", {}).items():
+            if name not in shapes:
+                raise MinedgeFormatError(f"minedge.linears: the model has no {name!r}")
+            linears[name] = kind_from_dict(kind)
+            linears[name].shapes(name, *shapes[name])  # a kind refuses widths it cannot have
+    except _BAD_CONFIG as error:
+        raise MinedgeFormatError(f"{file}: {str(error).removeprefix('config.json: ')}") from error
+    return config, linears
+
+
+def read_trainable_names(path: str | os.PathLike[str]) -> frozenset[str] | None:
+    """The names that training changed, if the folder was written with them; not checked against the params."""
+    file = member(Path(path), "config.json")
+    try:
+        names = _own_part(read_json(file)).get("trainable_names")
+        return None if names is None else frozenset(names)
+    except _BAD_CONFIG as error:
+        raise MinedgeFormatError(f"{file}: {error}") from error
+
+
+def read_generation_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """generation_config.json, or None where there is none."""
+    file = member(Path(path), "generation_config.json")
+    return read_json(file) if file.exists() else None
+
+
+def _own_part(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What minedge added to config.json, of a version this one can read."""
+    own = data.get("minedge", {})
+    if own and own.get("format_version") != _FORMAT_VERSION:
+        got = own.get("format_version")
+        raise MinedgeFormatError(
+            f"minedge.format_version: expected {_FORMAT_VERSION}, got {got!r}; is minedge too old?"
+        )
+    return own
+
+
+def _storage_shapes(config: Config, linears: Mapping[str, LinearKind]) -> tuple[Shapes, dict[str, tuple[str, ...]]]:
+    """Shapes of every tensor in a file, and which of them belong to which linear."""
+    in_memory, stored, owned = param_shapes(config, linears), {}, {}
+    for name, widths in linear_shapes(config).items():
+        kind = linears[name]
+        shapes = kind.storage_shapes(name, *widths) or kind.shapes(name, *widths)
+        for key in kind.shapes(name, *widths):
+            in_memory.pop(key)
+        stored.update(shapes)
+        owned[name] = tuple(shapes)
+    return {**stored, **in_memory}, owned
+
+
+def _lies_transposed(config: Config, key: str, shape: tuple[int, ...]) -> bool:
+    name = key.removesuffix(".weight")
+    outer = (config.arch.embed, config.arch.head, config.arch.positions)
+    return (
+        config.arch.conv1d
+        and key.endswith(".weight")
+        and name not in outer
+        and shape == linear_shapes(config).get(name)
+    )
+
+
+def _read_params(
+    folder: Path, config: Config, linears: dict[str, LinearKind], tensors: dict[str, Stored]
+) -> dict[str, np.ndarray]:
+    shapes, owned = _storage_shapes(config, linears)
+    tied_head = tensors.pop(f"{config.arch.head}.weight", None) if config.tie_embeddings else None
+    missing, unknown = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
+    if missing:
+        also = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise MinedgeFormatError(f"{folder}: tensor {missing[0]!r}{also} missing, which config.json asks for")
+    if unknown:
+        also = f" and {len(unknown) - 1} more" if unknown[1:] else ""
+        raise MinedgeFormatError(f"{folder}: tensor {unknown[0]!r}{also} unknown to this architecture and its options")
+    transposed = {key for key, (shape, _) in shapes.items() if _lies_transposed(config, key, shape)}
+    for key, (shape, dtype) in shapes.items():
+        _check_tensor(tensors[key], shape[::-1] if key in transposed else shape, dtype)
+
+    def load(keys: Iterable[str]) -> dict[str, np.ndarray]:
+        out = {}
+        for key in keys:
+            stored = tensors[key]
+            dtype = np.float32 if shapes[key][1] == "float32" else None
+            turned = (stored.name,) if key in transposed else ()
+            out[key] = stored.file.read([stored.name], dtype, turned)[stored.name]
+        return out
+
+    ops, params = minedge.ops.get("numpy"), {}
+    for name, (out_features, in_features) in linear_shapes(config).items():
+        try:
+            made = linears[name].from_storage(load(owned[name]), name, out_features, in_features, ops)
+        except (ValueError, TypeError, IndexError) as error:
+            raise MinedgeFormatError(f"{folder}: tensors of {name!r}: {error}") from error
+        params.update(made)
+    params.update(load(shapes.keys() - set().union(*owned.values())))
+    params = {key: params[key] for key in param_shapes(config, linears)}
+    for array in params.values():
+        array.flags.writeable = False
+    if tied_head is not None:
+        _check_tied_head(tied_head, tensors.get(f"{config.arch.embed}.weight"))
+    return params
+
+
+def _check_tensor(stored: Stored, shape: tuple[int | None, ...], dtype: str) -> None:
+    info, where = stored.info, f"{stored.file.path}: tensor {stored.name!r}"
+    fits = len(info.shape) == len(shape) and all(b in (None, a) for a, b in zip(info.shape, shape, strict=True))
+    if not fits:
+        wanted = [b if b is not None else "any" for b in shape]
+        raise MinedgeFormatError(f"{where}: expected shape {wanted} by config.json, got {list(info.shape)}")
+    allowed = _FLOATS if dtype == "float32" else {_EXACT[dtype]}
+    if info.dtype not in allowed:
+        raise MinedgeFormatError(f"{where}: expected {' or '.join(sorted(allowed))} elements, got {info.dtype}")
+
+
+def _check_tied_head(head: Stored, embedding: Stored | None) -> None:
+    """Some files hold a tied head all the same; it must be the embedding, or the model's results would not be the
+    file's.
+    """
+    if embedding is None or head.info.shape != embedding.info.shape:
+        same = False
+    else:
+        first, second = (stored.file.read([stored.name])[stored.name] for stored in (head, embedding))
+        same = np.array_equal(first, second, equal_nan=True)
+    if not same:
+        raise MinedgeFormatError(
+            f"{head.file.path}: tensor {head.name!r} differs from the embedding, yet config.json ties them"
+        )
+
+
+def _read_tokenizer(folder: Path, config: Config) -> Any:
+    from minedge.data.tokenizer import Tokenizer
+
+    member(folder, "tokenizer_config.json")
+    if not member(folder, "tokenizer.json").exists():
+        return None
+    tokenizer = Tokenizer.load(folder)
+    _check_tokenizer(tokenizer, config, f"{folder / 'tokenizer.json'}")
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, config: Config, where: str) -> None:
+    # Ids may have gaps, so the largest one decides, not their number.
+    ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
+    if max(ids, default=0) >= config.vocab_size:
+        raise MinedgeFormatError(
+            f"{where}: ids up to {max(ids)}, but vocab_size is {config.vocab_size}; another model's tokenizer?"
+        )
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_model(
+    path: str | os.PathLike[str],
+    config: Config,
+    params: Mapping[str, np.ndarray],
+    linears: Mapping[str, LinearKind],
+    tokenizer: Any = None,
+    dtype: str | None = None,
+    generation_config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    trainable_names: Iterable[str] | None = None,
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    `dtype` "float16" stores the float32 tensors so (None: as they are); what kinds keep in other types stays. A folder
+    of dense linears is what transformers opens. Raises UsageError if the folder exists (unless `overwrite`, and it
+    holds a config.json), if params do not fit config and linears, or if a value is too large for float16; MinedgeError
+    on a full disk and the like.
+    """
+    if dtype not in (None, "float32", "float16"):
+        raise UsageError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, config, "tokenizer")
+    tensors = {key: _stored_as(key, array, dtype) for key, array in _to_storage(config, params, linears).items()}
+    write_weights = writer(tensors, {"format": "pt"})  # transformers refuses files without this entry
+    data = config.to_hf()
+    data.update(dict.fromkeys(_FILE_DTYPE_KEYS, dtype or "float32"))
+    own: dict[str, Any] = {}
+    special = {name: kind.to_dict() for name, kind in linears.items() if kind != dense_kind()}
+    if special:
+        own["linears"] = special
+    if trainable_names is not None:
+        own["trainable_names"] = sorted(trainable_names)
+    if own:
+        data["minedge"] = {"format_version": _FORMAT_VERSION, **own}
+    generation = dict(generation_config or {"bos_token_id": config.bos_token_id, "eos_token_id": data["eos_token_id"]})
+    with atomic_dir(path, overwrite, marker="config.json") as folder:
+        write_weights(folder / "model.safetensors")
+        dump_json(generation, folder / "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save(folder)
+        dump_json(data, folder / "config.json")
+
+
+def _to_storage(
+    config: Config, params: Mapping[str, np.ndarray], linears: Mapping[str, LinearKind]
+) -> dict[str, np.ndarray]:
+    """The tensors of the file; UsageError unless params are what config and linears say, so it can be read again."""
+    expected = param_shapes(config, linears)
+    odd = sorted(expected.keys() ^ params.keys())
+    if odd:
+        problem = "is missing" if odd[0] in expected else "does not belong to the model"
+        raise UsageError(f"params: {odd[0]!r} {problem}")
+    for key, (shape, dtype) in expected.items():
+        got = params[key]
+        if got.shape != tuple(shape) or (got.dtype != dtype and not (dtype == "float32" and got.dtype == np.float64)):
+            raise UsageError(f"params: {key!r}: expected {dtype} {list(shape)}, got {got.dtype} {list(got.shape)}")
+    ops, stored = minedge.ops.get("numpy"), dict(params)
+    for name, widths in linear_shapes(config).items():
+        for key in linears[name].shapes(name, *widths):
+            del stored[key]
+        stored.update(linears[name].to_storage(params, name, ops))
+    return {key: array.T if _lies_transposed(config, key, array.shape) else array for key, array in stored.items()}
+
+
+def _stored_as(key: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
+    if dtype is None or array.dtype not in (np.float32, np.float64):
+        return array
+    with np.errstate(over="raise"):
+        try:
+            return array.astype(dtype)
+        except FloatingPointError:
+            largest = np.abs(array[np.isfinite(array)]).max()
+            raise UsageError(f"dtype: {key!r} holds {largest:.6g}, too large for {dtype}; save as float32") from None
