@@ -54,7 +54,9 @@ class _Sparse:
 def _features(examples: Sequence[Example], index: dict[str, int], idf: np.ndarray) -> _Sparse:
     entries = [
         (i, index[word], np.log1p(count) * idf[index[word]])
-        for i, example in enumerate(examples) for word, count in sorted(Counter(_words(example.text)).items()) if word in index
+        for i, example in enumerate(examples)
+        for word, count in sorted(Counter(_words(example.text)).items())
+        if word in index
     ]
     rows = np.array([e[0] for e in entries], np.int64)
     values = np.array([e[2] for e in entries], np.float64)

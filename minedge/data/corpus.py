@@ -23,10 +23,10 @@ from minedge.errors import MinedgeError
 __all__ = ["Passage", "clean", "docstrings", "normalized", "passages", "read_passages", "split_long", "topics"]
 
 # Folders that hold tests, other people's packages, generated tables or no prose.
-_SKIPPED_FOLDERS = frozenset({
-    "__pycache__", "__phello__", "dist-packages", "ensurepip", "idle_test", "lib-dynload", "pydoc_data", "site-packages",
-    "test", "tests", "turtledemo",
-})
+_SKIPPED_FOLDERS = frozenset(
+    ["__pycache__", "__phello__", "dist-packages", "ensurepip", "idle_test", "lib-dynload"]
+    + ["pydoc_data", "site-packages", "test", "tests", "turtledemo"]
+)
 _SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "_sysconfig_vars")
 
 _MIN_CHARS, _MAX_CHARS = 40, 2000
@@ -34,12 +34,15 @@ _MIN_WORDS = 5
 _MIN_LETTERS = 0.55  # share of ASCII letters among the characters that are not white space
 _MAX_FOREIGN = 0.02  # share of characters outside ASCII
 
-# Typographic characters say nothing that their ASCII forms do not, and each would cost a small vocabulary several bytes.
+# Typographic characters say nothing that their ASCII forms do not, and each would cost a small vocabulary several
+# bytes. (Formatted by hand.)
+# fmt: off
 _ASCII_FORMS = str.maketrans({
     "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "--", "\u2026": "...",
     "\u00a0": " ", "\u200b": "", "\u2192": "->", "\u2264": "<=", "\u2265": ">=", "\u2260": "!=", "\u2022": "*",
     "\u00d7": "*", "\u2212": "-", "\u00b7": "*",
 })
+# fmt: on
 _RULE = re.compile(r"^[\s=\-~*^#+_.|]{3,}$")  # a heading's underline, a table's frame
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 _WORD = re.compile(r"[A-Za-z]{2,}")
@@ -77,7 +80,7 @@ def clean(text: str) -> str | None:
 
 
 def split_long(text: str, max_chars: int = _MAX_CHARS) -> list[str]:
-    """Cut a long text at blank lines into parts of about `max_chars`, so that one copied paragraph never condemns a chapter."""
+    """Cut a long text at blank lines into parts of about `max_chars`: one copied paragraph must not cost a chapter."""
     parts: list[str] = []
     size = max_chars  # forces a first part
     for block in text.split("\n\n"):
@@ -118,7 +121,7 @@ def _module_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def docstrings(source: bytes) -> Iterator[tuple[str, str, str]]:
-    """(qualname, kind, raw docstring) of a module's source, in the order of the file; found by parsing, never by running it."""
+    """(qualname, kind, raw docstring) of everything a module's source documents, in the order of the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old modules hold invalid escapes
         tree = ast.parse(source)

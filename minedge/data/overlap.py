@@ -1,6 +1,6 @@
 r"""Which passages share text: exact shared runs, near-duplicates, and a small fingerprint of a whole training split.
 
-A text of n symbols has n - k + 1 windows of k symbols. The hash of window i is a polynomial in an odd base b modulo 2^64,
+A text of n symbols has n - k + 1 windows of k symbols. The hash of window i is a polynomial in an odd b modulo 2^64,
 
     h_i = sum_j  c[i + j] * b^j  =  b^(-i) * (P[i + k] - P[i]),    P[n] = sum_{m < n} c[m] * b^m,
 
@@ -82,8 +82,8 @@ def _word_windows(texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]
 def overlapping(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """bool (len(texts),): True where a text repeats something of `others`.
 
-    Either it shares a run of 60 characters with one of them (case and white space aside; a shorter text must equal one),
-    or more than half of its 5-word shingles occur in them.
+    Either it shares a run of 60 characters with one of them (case and white space aside; a shorter text must equal
+    one), or more than half of its 5-word shingles occur in them.
     """
     if not texts or not others:
         return np.zeros(len(texts), bool)
@@ -98,7 +98,7 @@ def overlapping(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
 
 
 def _fingerprint(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(32-bit hashes, owners): of every WINDOW consecutive windows of a text the smallest; of a shorter text, its smallest."""
+    """(32-bit hashes, owners): the smallest of every WINDOW consecutive windows; of a shorter text, its smallest."""
     hashes, owners = _char_windows(texts, GRAM)
     hashes = hashes >> np.uint64(32)
     n = len(hashes)
@@ -122,7 +122,7 @@ class SeenFilter:
     """A small record of a training split that tells later which passages repeat it.
 
     `seen(texts)` is True for a text that shares a run of 80 characters with the split, for an exact copy of any length,
-    and by chance in about one passage of ten thousand. Shared runs of 40 to 79 characters are found more often than not.
+    and by chance in about one passage of ten thousand. Shared runs of 40 to 79 characters are mostly found.
     """
 
     def __init__(self, hashes: np.ndarray) -> None:
@@ -139,7 +139,7 @@ class SeenFilter:
         return np.bincount(owners[np.isin(hashes, self.hashes)], minlength=len(texts)) > 0
 
     def save(self, path: str | Path) -> None:
-        """Write as one .npy of uint16: how many hashes start with each of the 65,536 upper halves, then the lower halves."""
+        """Write one .npy of uint16: how many hashes have each of the 65,536 upper halves, then the lower halves."""
         counts = np.bincount(self.hashes >> np.uint32(16), minlength=1 << 16).astype(np.uint16)
         lower = (self.hashes & np.uint32(0xFFFF)).astype(np.uint16)
         packed = np.concatenate([_pack_counts(counts), lower])
@@ -156,10 +156,14 @@ class SeenFilter:
             raise MinedgeFormatError(f"{path}: expected a fingerprint written by minedge, got {error}") from None
         half = 1 << 15
         if packed.dtype != np.uint16 or packed.ndim != 1 or len(packed) < half:
-            raise MinedgeFormatError(f"{path}: expected a uint16 vector of at least {half} entries, got {packed.dtype} {packed.shape}")
+            raise MinedgeFormatError(
+                f"{path}: expected a uint16 vector of at least {half} entries, got {packed.dtype} {packed.shape}"
+            )
         counts = _unpack_counts(packed[:half])
         if counts.sum() != len(packed) - half:
-            raise MinedgeFormatError(f"{path}: counts promise {counts.sum()} hashes, the file holds {len(packed) - half}")
+            raise MinedgeFormatError(
+                f"{path}: counts promise {counts.sum()} hashes, the file holds {len(packed) - half}"
+            )
         upper = np.repeat(np.arange(1 << 16, dtype=np.uint32), counts)
         return cls(upper << np.uint32(16) | packed[half:])
 

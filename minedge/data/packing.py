@@ -1,9 +1,11 @@
 r"""Batches of tokens for training and for measuring, as pure functions of (seed, step).
 
-Legend: B batch, T tokens in a row. `loss_mask[:, t]` weighs predicting token t from the tokens before it; column 0 is ignored.
+Legend: B batch, T tokens in a row. `loss_mask[:, t]` weighs predicting token t from the tokens before it; column 0 is
+ignored.
 
-Running text becomes one stream, a document after the other with the end-of-text token between, cut into rows. Examples with
-a prompt stay one to a row, padded on the right. Every split offers `.pack(tokenizer, seq_len)`; what comes back offers
+Running text becomes one stream, a document after the other with the end-of-text token between, cut into rows. Examples
+with a prompt stay one to a row, padded on the right. Every split offers `.pack(tokenizer, seq_len)`; what comes back
+offers
 
     batch(step, batch_size, seed) -> tokens (B,T) int64, loss_mask (B,T) float32 | None      for training
     eval_batches(batch_size)      -> the same, in order, every scored token exactly once
@@ -21,7 +23,7 @@ import numpy as np
 from minedge.data.tokenizer import Tokenizer
 from minedge.errors import UsageError
 
-__all__ = ["Batch", "PackedRows", "PackedText", "PackedData", "Pairs", "Split", "Texts", "pack", "pad_rows", "shuffled"]
+__all__ = ["Batch", "PackedData", "PackedRows", "PackedText", "Pairs", "Split", "Texts", "pack", "pad_rows", "shuffled"]
 
 Batch = tuple[np.ndarray, "np.ndarray | None"]
 
@@ -77,7 +79,9 @@ def _picks(n: int, step: int, batch_size: int, seed: int) -> list[tuple[int, int
     return [(j // n, int(orders[j // n][j % n])) for j in range(first, first + batch_size)]
 
 
-def pad_rows(rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_rows(
+    rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Right-pad rows of ids and their weights to the longest: (B,T) int64, (B,T) float32."""
     width = max(len(row) for row in rows)
     tokens = np.full((len(rows), width), pad_id, np.int64)
@@ -90,7 +94,9 @@ def pad_rows(rows: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], 
 
 def _separator(tokenizer: Tokenizer) -> int:
     if tokenizer.eos_id is None:
-        raise UsageError("tokenizer: expected one with an end-of-text token, got one without; name it in tokenizer_config.json")
+        raise UsageError(
+            "tokenizer: expected one with an end-of-text token, got one without; name it in tokenizer_config.json"
+        )
     return tokenizer.eos_id
 
 
@@ -133,8 +139,8 @@ class PackedText:
     def batch(self, step: int, batch_size: int, seed: int) -> Batch:
         """(B,T) rows for training step `step`; the mask is None, every token of a row but its first is predicted.
 
-        Rows of an epoch lie side by side. Each epoch starts cutting at another offset, so that no token is always the one
-        with the shortest context.
+        Rows of an epoch lie side by side. Each epoch starts cutting at another offset, so that no token is always the
+        one with the shortest context.
         """
         T = min(self.seq_len, len(self._full))
         stride = T - 1  # neighbours share a token: the last one predicted is the next row's first

@@ -1,8 +1,9 @@
 """Train, validation and test parts of the built-in corpus that never share a passage, on any Python version.
 
-A module belongs to one part for ever: the part follows from a hash of its path alone, so new modules move nothing. Then a
-validation or test passage that repeats something of training (an exact copy, a shared run of 60 characters, or more than half
-of its 5-word shingles) is dropped from evaluation, and a validation passage that repeats something of test likewise.
+A module belongs to one part for ever: the part follows from a hash of its path alone, so new modules move nothing. Then
+a validation or test passage that repeats something of training (an exact copy, a shared run of 60 characters, or more
+than half of its 5-word shingles) is dropped from evaluation, and a validation passage that repeats something of test
+likewise.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ __all__ = ["Splits", "evaluation_passages", "module_unit", "part_of", "split_pas
 PARTS = ("train", "valid", "test")
 # Drawn shares; evaluation loses some of its text to the checks above, so the parts end near 85/5/10.
 _VALID, _TEST = 0.05, 0.11
-# Modules differ a hundredfold in size, so few draws are balanced. Of 30,000 salts this one gives the best sizes and the most even
-# labels on Python 3.10 to 3.13; it was chosen by counting, before any model was trained.
+# Modules differ a hundredfold in size, so few draws are balanced. Of 30,000 salts this one gives the best sizes and the
+# most even labels on Python 3.10 to 3.13; it was chosen by counting, before any model was trained.
 _SALT = "minedge-1418"
 
 

@@ -1,7 +1,8 @@
 """Classification with real labels: from which of eight families of modules does this docstring come?
 
 The label is where the text was found, so nobody had to annotate anything. The question is put the way MeZO puts it
-(arXiv:2305.17333, Sec. 2 and App. E.2): the text in a template, and one word per label that the language model should say next.
+(arXiv:2305.17333, Sec. 2 and App. E.2): the text in a template, and one word per label that the language model should
+say next.
 """
 
 from __future__ import annotations
@@ -20,40 +21,50 @@ from minedge.data.tokenizer import Tokenizer
 from minedge.errors import UsageError
 
 __all__ = [
-    "FAMILIES", "Candidates", "Example", "Labelled", "Task", "candidates", "encode", "family_of", "label_loss_batch", "label_rows",
+    "FAMILIES",
+    "Candidates",
+    "Example",
+    "Labelled",
+    "Task",
+    "candidates",
+    "encode",
+    "family_of",
+    "label_loss_batch",
+    "label_rows",
     "stdlib_task",
 ]
 
 # Label word -> modules. The longest matching prefix decides ('tkinter' covers 'tkinter.ttk').
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "window": ("tkinter", "idlelib", "turtle", "curses", "rlcompleter", "repl"),
-    "server": (
-        "asynchat", "asyncore", "cgi", "cgitb", "email", "ftplib", "http", "imaplib", "ipaddress", "mailbox", "mailcap", "mimetypes",
-        "netrc", "nntplib", "poplib", "smtpd", "smtplib", "socket", "socketserver", "ssl", "telnetlib", "urllib", "webbrowser",
-        "wsgiref", "xmlrpc",
-    ),
-    "thread": ("asyncio", "concurrent", "multiprocessing", "queue", "sched", "selectors", "signal", "subprocess", "threading"),
-    "file": (
-        "bz2", "dbm", "filecmp", "fileinput", "fnmatch", "genericpath", "glob", "gzip", "io", "linecache", "lzma", "ntpath", "os",
-        "pathlib", "posixpath", "shelve", "shutil", "stat", "tarfile", "tempfile", "zipapp", "zipfile", "compression",
-    ),
-    "test": (
-        "bdb", "cProfile", "doctest", "faulthandler", "inspect", "logging", "pdb", "profile", "pstats", "timeit", "trace",
-        "traceback", "tracemalloc", "unittest", "warnings",
-    ),
-    "number": (
-        "bisect", "calendar", "collections", "collections_abc", "colorsys", "datetime", "decimal", "fractions", "graphlib", "hashlib",
-        "heapq", "hmac", "numbers", "random", "secrets", "statistics", "strptime", "uuid", "zoneinfo",
-    ),
-    "module": (
-        "compileall", "distutils", "imp", "importlib", "modulefinder", "pkgutil", "py_compile", "pyclbr", "runpy", "site",
-        "sysconfig", "venv", "zipimport",
-    ),
-    "string": (
-        "ast", "base64", "codecs", "configparser", "csv", "difflib", "dis", "gettext", "html", "json", "lib2to3", "locale", "markupbase",
-        "pickle", "pickletools", "plistlib", "pprint", "quopri", "re", "shlex", "string", "symtable", "textwrap", "tokenize",
-        "tomllib", "xdrlib", "xml",
-    ),
+    label: tuple(modules.split())
+    for label, modules in {
+        "window": "curses idlelib repl rlcompleter tkinter turtle",
+        "server": """
+            asynchat asyncore cgi cgitb email ftplib http imaplib ipaddress mailbox mailcap mimetypes netrc
+            nntplib poplib smtpd smtplib socket socketserver ssl telnetlib urllib webbrowser wsgiref xmlrpc
+        """,
+        "thread": "asyncio concurrent multiprocessing queue sched selectors signal subprocess threading",
+        "file": """
+            bz2 compression dbm filecmp fileinput fnmatch genericpath glob gzip io linecache lzma ntpath os
+            pathlib posixpath shelve shutil stat tarfile tempfile zipapp zipfile
+        """,
+        "test": """
+            bdb cProfile doctest faulthandler inspect logging pdb profile pstats timeit trace traceback
+            tracemalloc unittest warnings
+        """,
+        "number": """
+            bisect calendar collections collections_abc colorsys datetime decimal fractions graphlib hashlib
+            heapq hmac numbers random secrets statistics strptime uuid zoneinfo
+        """,
+        "module": """
+            compileall distutils imp importlib modulefinder pkgutil py_compile pyclbr runpy site sysconfig venv
+            zipimport
+        """,
+        "string": """
+            ast base64 codecs configparser csv difflib dis gettext html json lib2to3 locale markupbase pickle
+            pickletools plistlib pprint quopri re shlex string symtable textwrap tokenize tomllib xdrlib xml
+        """,
+    }.items()
 }
 
 _TRAIN_PER_LABEL = 400  # large families would otherwise fill the training part
@@ -72,8 +83,8 @@ class Example:
 class Task:
     """A classification task in prompt-and-label-word form.
 
-    `template` holds {text} and ends with {label}; what stands between them is the cue. `label_words` says which word stands
-    for which label. `parts` maps 'train', 'valid', 'test' to examples.
+    `template` holds {text} and ends with {label}; what stands between them is the cue. `label_words` says which word
+    stands for which label. `parts` maps 'train', 'valid', 'test' to examples.
     """
 
     name: str
@@ -87,8 +98,14 @@ class Task:
             raise UsageError(f"task {self.name!r}: expected at least two labels, got {list(self.labels)}")
         if len(self.label_words) != len(self.labels) or len(set(self.label_words)) != len(self.labels):
             raise UsageError(f"task {self.name!r}: expected one different word per label, got {list(self.label_words)}")
-        if self.template.count("{text}") != 1 or not self.template.endswith("{label}") or self.template.count("{label}") != 1:
-            raise UsageError(f"template: expected '...{{text}}...{{label}}' ending with the label, got {self.template!r}")
+        if (
+            self.template.count("{text}") != 1
+            or not self.template.endswith("{label}")
+            or self.template.count("{label}") != 1
+        ):
+            raise UsageError(
+                f"template: expected '...{{text}}...{{label}}' ending with the label, got {self.template!r}"
+            )
 
     def examples(self, part: str) -> tuple[Example, ...]:
         """The examples of 'train', 'valid' or 'test', in a fixed shuffled order."""
@@ -97,7 +114,7 @@ class Task:
         return self.parts.get(part, ())
 
     def pieces(self) -> tuple[str, str, tuple[str, ...]]:
-        """(what precedes the text, cue after it, label strings). A space before the word belongs to the word, as in BPE."""
+        """(what precedes the text, cue after it, label strings). A space before a word belongs to it, as in BPE."""
         before, rest = self.template.split("{text}")
         cue = rest[: -len("{label}")]
         space = " " if cue.endswith(" ") else ""
@@ -146,7 +163,7 @@ def _labelled(found: Sequence[Passage], labels: tuple[str, ...], per_label: int 
 
 
 def encode(task: Task, tokenizer: Tokenizer, example: Example, max_len: int) -> tuple[list[int], list[list[int]]]:
-    """(prompt ids, ids of each label's word). The text loses its end so that prompt and longest word fit in `max_len`."""
+    """(prompt ids, ids of each label's word). A long text loses its end, so that both fit in `max_len` tokens."""
     return _encode_all(task, tokenizer, [example], max_len)[0], _label_ids(task, tokenizer)
 
 
@@ -160,12 +177,16 @@ def _encode_all(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], m
     head, tail = start + tokenizer.encode(before), tokenizer.encode(cue)
     room = max_len - len(head) - len(tail) - max(map(len, _label_ids(task, tokenizer)))
     if room < 1:
-        raise UsageError(f"max_len: expected more than {max_len - room} tokens for template and label word, got {max_len}")
+        raise UsageError(
+            f"max_len: expected more than {max_len - room} tokens for template and label word, got {max_len}"
+        )
     return [head + ids[:room] + tail for ids in tokenizer.encode_batch([e.text for e in examples])]
 
 
-def label_loss_batch(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], max_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens (B,T) int64 padded on the right, loss_mask (B,T) float32: 1 on the tokens of the true label's word, else 0."""
+def label_loss_batch(
+    task: Task, tokenizer: Tokenizer, examples: Sequence[Example], max_len: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """tokens (B,T) int64 padded on the right, loss_mask (B,T) float32: 1 on the true label's word, else 0."""
     return _pad(*label_rows(task, tokenizer, examples, max_len), tokenizer)
 
 
@@ -188,9 +209,9 @@ def _pad(rows: list[list[int]], weights: list[list[float]], tokenizer: Tokenizer
 class Candidates:
     """A batch laid out for choosing a label. `gold` (B,) is the index of the true label.
 
-    Where every label word is one token, a row per example is enough: `label_ids` (K,) are compared at position `last` (B,),
-    the prompt's last token. (The row also holds the true word, which that position cannot see, so one forward pass gives
-    accuracy and label loss.) Otherwise both are None and row b*K + k is example b with word k.
+    Where every label word is one token, a row per example is enough: `label_ids` (K,) are compared at position `last`
+    (B,), the prompt's last token. (The row also holds the true word, which that position cannot see, so one forward pass
+    gives accuracy and label loss.) Otherwise both are None and row b*K + k is example b with word k.
     """
 
     tokens: np.ndarray  # (rows,T) int64
@@ -221,7 +242,9 @@ def candidates(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], ma
     if all(len(word) == 1 for word in words) and len({word[0] for word in words}) == len(words):
         rows, weights = label_rows(task, tokenizer, examples, max_len)
         tokens, mask = _pad(rows, weights, tokenizer)
-        return Candidates(tokens, mask, gold, np.array([w[0] for w in words], np.int64), np.array([len(r) - 2 for r in rows]))
+        return Candidates(
+            tokens, mask, gold, np.array([w[0] for w in words], np.int64), np.array([len(r) - 2 for r in rows])
+        )
     prompts = _encode_all(task, tokenizer, examples, max_len)
     rows = [prompt + word for prompt in prompts for word in words]
     weights = [[0.0] * len(prompt) + [1.0] * len(word) for prompt in prompts for word in words]

@@ -21,9 +21,11 @@ _START_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 
 
 class Tokenizer:
-    """Text to token ids and back. `eos_id` separates documents; `bos_id` starts one (the same token where a model has one)."""
+    """Text to token ids and back. `eos_id` separates documents, `bos_id` starts one; they are often the same."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_token: str | None = None, bos_token: str | None = None) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eos_token: str | None = None, bos_token: str | None = None
+    ) -> None:
         self.backend = backend
         self.eos_token = eos_token or self._first_of(_END_NAMES)
         self.bos_token = bos_token or self._first_of(_START_NAMES) or self.eos_token
@@ -66,20 +68,24 @@ class Tokenizer:
     def train_bpe(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
         """Learn a byte-level BPE of exactly `vocab_size` ids; the first special token ends texts.
 
-        Digits stand alone, so that numbers are spelled rather than memorized; a word carries the space before it, and runs of
-        spaces (indentation) are tokens of their own. The same texts give the same tokenizer.
+        Digits stand alone, so that numbers are spelled rather than memorized; a word carries the space before it, and
+        runs of spaces (indentation) are tokens of their own. The same texts give the same tokenizer.
         """
         import tokenizers as hf
 
         texts = list(texts)
         backend = hf.Tokenizer(hf.models.BPE())
-        backend.pre_tokenizer = hf.pre_tokenizers.Sequence([
-            hf.pre_tokenizers.Digits(individual_digits=True),
-            hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ])
+        backend.pre_tokenizer = hf.pre_tokenizers.Sequence(
+            [
+                hf.pre_tokenizers.Digits(individual_digits=True),
+                hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
         backend.decoder = hf.decoders.ByteLevel()
         trainer = hf.trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(special), show_progress=False,
+            vocab_size=vocab_size,
+            special_tokens=list(special),
+            show_progress=False,
             initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
         )
         backend.train_from_iterator(texts, trainer=trainer, length=len(texts))
@@ -90,15 +96,18 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
-            "add_prefix_space": False, "bos_token": self.bos_token, "clean_up_tokenization_spaces": False,
-            "eos_token": self.eos_token, "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_prefix_space": False,
+            "bos_token": self.bos_token,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": self.eos_token,
+            "tokenizer_class": "PreTrainedTokenizerFast",
         }
         _replace(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         _replace(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read a folder with tokenizer.json (or that file itself); tokenizer_config.json names the special tokens if present."""
+        """Read a folder with tokenizer.json (or that file); tokenizer_config.json may name the special tokens."""
         import tokenizers as hf
 
         path = Path(folder)
@@ -108,7 +117,9 @@ class Tokenizer:
         try:
             backend = hf.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
-            raise MinedgeFormatError(f"{file}: not a tokenizer that the tokenizers library can read ({error})") from None
+            raise MinedgeFormatError(
+                f"{file}: not a tokenizer that the tokenizers library can read ({error})"
+            ) from None
         settings_file = file.parent / "tokenizer_config.json"
         settings: object = {}
         if settings_file.is_file():
@@ -118,7 +129,9 @@ class Tokenizer:
                 raise MinedgeFormatError(f"{settings_file}: expected JSON ({error})") from None
         if not isinstance(settings, dict):
             raise MinedgeFormatError(f"{settings_file}: expected a JSON object, got {type(settings).__name__}")
-        return cls(backend, eos_token=_spelled(settings.get("eos_token")), bos_token=_spelled(settings.get("bos_token")))
+        return cls(
+            backend, eos_token=_spelled(settings.get("eos_token")), bos_token=_spelled(settings.get("bos_token"))
+        )
 
 
 def _spelled(entry: object) -> str | None:
