@@ -171,14 +171,14 @@ def attention_backward_(start, stop, dout, q, k, kt, vt, out, lse, batch_heads, 
         for h in range(kv * group, (kv + 1) * group):  # the heads of a group add up in dk and dv
             for first in range(0, T, 4):
                 last = min(first + 4, T)
-                p[:, : last + S - T] = ZERO  # keys in a query's future, and the queries that the last four may lack
-                ds[:, : last + S - T] = ZERO
-                queries[:] = ZERO
-                douts[:] = ZERO
+                for r in range(4):  # zero for keys in a query's future, and for queries that the last four may lack
+                    for j in range(last + S - T):
+                        p[r, j] = ds[r, j] = ZERO
+                    for d in range(D):
+                        queries[r, d] = q[b, first + r, h, d] if first + r < T else ZERO
+                        douts[r, d] = dout[b, first + r, h, d] if first + r < T else ZERO
                 for t in range(first, last):
                     n, r = t + 1 + S - T, t - first
-                    queries[r] = q[b, t, h]
-                    douts[r] = dout[b, t, h]
                     _rows_times(queries[r], kt[part], n, p[r])
                     _rows_times(douts[r], vt[part], n, ds[r])
                     delta = ZERO
