@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BackendError", "DivergedError", "MinedgeError", "MinedgeFormatError", "UsageError"]
+__all__ = ["BackendError", "DivergedError", "Interrupted", "MinedgeError", "MinedgeFormatError", "UsageError"]
 
 
 class MinedgeError(Exception):
@@ -35,3 +35,9 @@ class DivergedError(MinedgeError, ArithmeticError):
     """Training produced a value that is not finite; the message names step and layer."""
 
     exit_code = 4
+
+
+class Interrupted(MinedgeError):
+    """Training that was asked to stop (Ctrl-C, SIGTERM) and did, after a checkpoint; the message says how to go on."""
+
+    exit_code = 130

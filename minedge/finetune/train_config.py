@@ -1,0 +1,140 @@
+"""Settings of a training run: every knob of `minedge.train`, checked before anything is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from minedge.config import did_you_mean
+from minedge.errors import UsageError
+from minedge.finetune.schedule import SCHEDULES
+
+__all__ = ["METHODS", "TrainConfig"]
+
+METHODS = ("full", "lora", "mezo")
+_LEARNING_RATE = {"full": 3e-4, "lora": 1e-3, "mezo": 1e-6}
+_LORA_KEYS = ("r", "lora_alpha", "target")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. None means: the method's usual value, filled in on construction.
+
+    method         "full" (AdamW on the model's trainable arrays), "lora" (AdamW on an adapter), "mezo" (forward passes only)
+    iters          optimizer steps
+    batch_size     rows in a micro-batch; grad_accum micro-batches make one step
+    seq_len        tokens a row; seq_len - 1 of them are predicted
+    learning_rate  the highest; schedule "cosine", "linear" or "constant", `warmup` steps up, down to `final_ratio` of it
+    weight_decay, beta1, beta2, adam_eps, clip      AdamW; clip is the largest global norm of a gradient, 0 for none
+    lora           {"r", "lora_alpha", "target"} of the adapter that is added where the model has none
+    eps, n_samples MeZO: size of the perturbation, draws a step
+    seed           of batches, adapter and perturbations
+    eval_every     steps between evaluations on validation data, 0 for never; eval_batches of them, 0 for all
+    save_every     steps between checkpoints, 0 for only those of a better validation loss and the last
+    patience       stop after so many evaluations without a better one, 0 for never
+    keep           checkpoints kept beside the best one
+
+    Raises `UsageError` naming the setting.
+    """
+
+    method: str = "full"
+    iters: int = 1000
+    batch_size: int = 16
+    seq_len: int = 128
+    learning_rate: float | None = None
+    schedule: str | None = None
+    warmup: int = 0
+    final_ratio: float = 0.1
+    weight_decay: float | None = None
+    beta1: float = 0.9
+    beta2: float = 0.99
+    adam_eps: float = 1e-8
+    clip: float = 1.0
+    grad_accum: int = 1
+    lora: Mapping[str, Any] | None = None
+    eps: float = 1e-3
+    n_samples: int = 1
+    seed: int = 0
+    eval_every: int = 100
+    eval_batches: int = 0
+    save_every: int = 500
+    patience: int = 0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        mezo, set_ = self.method == "mezo", object.__setattr__
+        if self.learning_rate is None:
+            set_(self, "learning_rate", _LEARNING_RATE[self.method])
+        if self.schedule is None:
+            set_(self, "schedule", "constant" if mezo else "cosine")
+        if self.weight_decay is None:
+            set_(self, "weight_decay", 0.1 if self.method == "full" else 0.0)
+        _one_of("schedule", self.schedule, ("constant", "linear") if mezo else SCHEDULES)
+        for name, low in (
+            ("iters", 1),
+            ("batch_size", 1),
+            ("seq_len", 2),
+            ("grad_accum", 1),
+            ("n_samples", 1),
+            ("keep", 1),
+        ):
+            _integer(name, getattr(self, name), low)
+        for name in ("warmup", "seed", "eval_every", "eval_batches", "save_every", "patience"):
+            _integer(name, getattr(self, name), 0)
+        for name in ("learning_rate", "weight_decay", "clip", "eps", "adam_eps", "final_ratio", "beta1", "beta2"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise UsageError(f"{name}: expected a finite number >= 0, got {value!r}")
+            set_(self, name, float(value))
+        for name in ("eps", "adam_eps"):
+            if getattr(self, name) == 0:
+                raise UsageError(f"{name}: expected a number > 0, got 0")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UsageError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+        if self.final_ratio > 1:
+            raise UsageError(f"final_ratio: expected a number in [0, 1], got {self.final_ratio}")
+        if self.warmup > self.iters:
+            raise UsageError(f"warmup: expected at most iters = {self.iters} steps, got {self.warmup}")
+        if mezo and self.warmup:
+            raise UsageError(f"warmup: MeZO's log has no warm-up, expected 0, got {self.warmup}")
+        if self.lora is not None:
+            if not isinstance(self.lora, Mapping):
+                raise UsageError(f"lora: expected settings such as {{'r': 8}}, got {self.lora!r}")
+            for key in self.lora:
+                if key not in _LORA_KEYS:
+                    raise UsageError(
+                        f"lora: unknown setting {key!r}{did_you_mean(str(key), list(_LORA_KEYS))}; known: {', '.join(_LORA_KEYS)}"
+                    )
+            plain = {k: list(v) if isinstance(v, (tuple, set, frozenset)) else v for k, v in self.lora.items()}
+            set_(self, "lora", plain)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> TrainConfig:
+        """Make one from named options; an unknown name is a `UsageError` with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for key in options:
+            if key not in known:
+                raise UsageError(
+                    f"unknown training option {key!r}{did_you_mean(str(key), known)}; known: {', '.join(known)}"
+                )
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `TrainConfig.of` reads it back."""
+        return asdict(self)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(
+            f"{name}: expected one of {', '.join(allowed)}, got {value!r}{did_you_mean(str(value), list(allowed))}"
+        )
+
+
+def _integer(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UsageError(f"{name}: expected an integer >= {low}, got {value!r}")
