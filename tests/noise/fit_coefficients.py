@@ -36,7 +36,8 @@ def fit(function: Callable, low: float, high: float, degree: int, weight: Callab
         importance *= error + 1e-3 * error.max()
         importance /= importance.sum()
     powers = np.polynomial.Chebyshev(best, domain=[low, high]).convert(
-        kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1])
+        kind=np.polynomial.Polynomial, domain=[-1, 1], window=[-1, 1]
+    )
     return float(best_error), powers.coef
 
 

@@ -83,12 +83,19 @@ def write_golden() -> None:
         z = [normal_one(seed, step, sample, tensor, i) for i in range(start, start + count)]
         weight = [f32((i % 5 - 2) * 0.37) for i in range(count)]
         scale, decay = f32(1e-3), f32(0.999)
-        cases.append({
-            "seed": seed, "step": step, "sample": sample, "tensor": tensor, "start": start, "count": count,
-            "normal": [pattern(x) for x in z],
-            "perturb": [pattern(w + f32(scale * x)) for w, x in zip(weight, z, strict=True)],
-            "perturb_": [pattern(f32(decay * w) + f32(scale * x)) for w, x in zip(weight, z, strict=True)],
-        })
+        cases.append(
+            {
+                "seed": seed,
+                "step": step,
+                "sample": sample,
+                "tensor": tensor,
+                "start": start,
+                "count": count,
+                "normal": [pattern(x) for x in z],
+                "perturb": [pattern(w + f32(scale * x)) for w, x in zip(weight, z, strict=True)],
+                "perturb_": [pattern(f32(decay * w) + f32(scale * x)) for w, x in zip(weight, z, strict=True)],
+            }
+        )
     long = (20231123, 9, 1, 0x51ED270B, 2, 100_003)
     raw = b"".join(struct.pack("<f", normal_one(*long[:4], long[4] + i)) for i in range(long[5]))
     golden = {
@@ -96,9 +103,8 @@ def write_golden() -> None:
         "about": "uint32 bit patterns of float32 results. weight[i] = fl32((i % 5 - 2) * 0.37), scale 1e-3 and decay "
         "0.999 rounded to float32; seeds need 64-bit integers. long: sha256 of the little-endian bytes of normal().",
         "cases": cases,
-        "long": dict(zip(("seed", "step", "sample", "tensor", "start", "count"), long, strict=True)) | {
-            "sha256": hashlib.sha256(raw).hexdigest()
-        },
+        "long": dict(zip(("seed", "step", "sample", "tensor", "start", "count"), long, strict=True))
+        | {"sha256": hashlib.sha256(raw).hexdigest()},
     }
     (Path(__file__).parent / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
 
