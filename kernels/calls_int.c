@@ -1,0 +1,100 @@
+/* Public functions of noise, int4 and masks. */
+#include "internal.h"
+#include <stddef.h>
+#include <string.h>
+
+#define RUN(kernel, n, grain, cost) me_run(me_table_of(isa)->kernel, &a, n, grain, cost)
+
+/* blocks of 32, counted from number 0 of the tensor, that start .. start + n - 1 touches */
+static int64_t noise_blocks(int64_t start, int64_t n) { return n > 0 ? (start + n - 1) / 32 - start / 32 + 1 : 0; }
+
+void me_normal(int isa, float *z, uint32_t key0, uint32_t key1, uint32_t step, uint32_t sample, uint32_t tensor, int64_t start,
+               int64_t n) {
+    struct me_noise a = {z, NULL, 0, 0, key0, key1, step, sample, tensor, start, n};
+    RUN(normal, noise_blocks(start, n), 1, 200);
+}
+
+void me_perturb(int isa, float *out, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1, uint32_t step,
+                uint32_t sample, uint32_t tensor, int64_t start, int64_t n) {
+    struct me_noise a = {out, weight, decay, scale, key0, key1, step, sample, tensor, start, n};
+    RUN(perturb, noise_blocks(start, n), 1, 250);
+}
+
+void me_int4_quantize(int isa, uint8_t *qweight, uint16_t *scales, const float *weight, int64_t group, int64_t out, int64_t in) {
+    struct me_int4 a = {.q_out = qweight, .s_out = scales, .w = weight, .group = group, .in = in};
+    RUN(int4_quantize, out, 1, 4 * in);
+}
+
+void me_int4_dequantize(int isa, float *weight, const uint8_t *qweight, const uint16_t *scales, int64_t group, int64_t out,
+                        int64_t in) {
+    struct me_int4 a = {.w_out = weight, .q = qweight, .s = scales, .group = group, .in = in};
+    RUN(int4_dequantize, out, 1, in);
+}
+
+void me_int8_quantize(int isa, int8_t *xq, float *xscales, const float *x, int64_t N, int64_t in) {
+    struct me_int8 a = {xq, xscales, x, in};
+    RUN(int8_quantize, N, 1, 2 * in);
+}
+
+void me_int8_sums(int32_t *xsums, const int8_t *xq, int64_t N, int64_t in) {
+    for (int64_t b = 0; b < N * in / 32; b++) {
+        int32_t sum = 0;
+        for (int j = 0; j < 32; j++) sum += xq[b * 32 + j];
+        xsums[b] = 8 * sum;
+    }
+}
+
+void me_int4_int8_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *qweight,
+                         const uint16_t *scales, int64_t group, int64_t N, int64_t out, int64_t in) {
+    struct me_int4_int8 a = {y, NULL, xq, xsums, xscales, qweight, scales, group, N, out, in};
+    RUN(int4_int8_linear, out, 1, N * in / 4);
+}
+
+void me_int4_int8_partials(int isa, int32_t *partials, const int32_t *xsums, const int8_t *xq, const uint8_t *qweight, int64_t N,
+                           int64_t out, int64_t in) {
+    struct me_int4_int8 a = {NULL, partials, xq, xsums, NULL, qweight, NULL, 32, N, out, in};
+    RUN(int4_int8_partials, out, 1, N * in / 4);
+}
+
+void me_mask_apply(int isa, float *out, const float *weight, const uint8_t *bits, int64_t n) {
+    struct me_mask a = {out, weight, bits, n};
+    RUN(mask_apply, n, 1024, 1);
+}
+
+int64_t me_mask_count(const uint8_t *bits, int64_t n) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n / 8; i++) count += __builtin_popcount(bits[i]);
+    if (n % 8) count += __builtin_popcount(bits[n / 8] & ((1u << n % 8) - 1));
+    return count;
+}
+
+/* One copy of each loop per entry size: a constant size becomes one move. */
+static inline __attribute__((always_inline)) void pack(char *values, const char *weight, const uint8_t *bits, int64_t n, size_t size) {
+    for (int64_t i = 0; i < n; i++)
+        if (bits[i / 8] >> (i % 8) & 1) {
+            memcpy(values, weight + i * (int64_t)size, size);
+            values += size;
+        }
+}
+
+static inline __attribute__((always_inline)) void unpack(char *weight, const char *values, const uint8_t *bits, int64_t n, size_t size) {
+    for (int64_t i = 0; i < n; i++)
+        if (bits[i / 8] >> (i % 8) & 1) {
+            memcpy(weight + i * (int64_t)size, values, size);
+            values += size;
+        } else {
+            memset(weight + i * (int64_t)size, 0, size);
+        }
+}
+
+void me_sparse_pack(void *values, const void *weight, const uint8_t *bits, int64_t n, int64_t size) {
+    if (size == 2) pack(values, weight, bits, n, 2);
+    else if (size == 4) pack(values, weight, bits, n, 4);
+    else pack(values, weight, bits, n, 8);
+}
+
+void me_sparse_unpack(void *weight, const void *values, const uint8_t *bits, int64_t n, int64_t size) {
+    if (size == 2) unpack(weight, values, bits, n, 2);
+    else if (size == 4) unpack(weight, values, bits, n, 4);
+    else unpack(weight, values, bits, n, 8);
+}

@@ -1,0 +1,95 @@
+/* What the C files share: the arguments of each kernel, the table of one instruction set, and the pool.
+ *
+ * A kernel is a task: it computes items begin..end-1 (rows, elements, or fixed blocks of them) and nothing else. */
+#ifndef MINEDGE_INTERNAL_H
+#define MINEDGE_INTERNAL_H
+#include "minedge_kernels.h"
+
+typedef void me_task(const void *args, int64_t begin, int64_t end);
+
+/* Runs task over 0..n-1 on the pool; chunks are multiples of grain; cost is one item's work in quarters of a nanosecond. */
+void me_run(me_task *task, const void *args, int64_t n, int64_t grain, int64_t cost);
+
+#define ME_PART_ROWS 64       /* rows whose gradients of a shared weight are summed before they join the total */
+#define ME_SUM_BLOCK 4096     /* elements of one float64 partial sum */
+#define ME_COLUMNS 16         /* columns of one task of embedding_backward: a cache line, so threads do not share one */
+
+struct me_embedding { float *out; const int64_t *ids; const float *in; int64_t N, C; };
+struct me_bias { float *out; const float *x, *bias; int64_t N, C; };
+struct me_norm_forward { float *out, *mean, *rstd; const float *x, *weight, *bias; float eps; int64_t C; };
+struct me_norm_backward {
+    float *dx, *dweight_parts, *dbias_parts;
+    const float *dout, *x, *weight, *mean, *rstd;
+    int64_t N, C;
+};
+struct me_rotary { float *out; const float *x, *cos, *sin; float sign; int64_t T, H, D; };
+struct me_elementwise { float *out, *out2; const float *a, *b, *c; int64_t n; };
+struct me_attention {
+    float *out, *lse, *dq, *dk, *dv;
+    const float *dout, *saved, *q, *k, *v;  /* saved: the forward's out */
+    int *failed;                            /* set to 1 where memory ran out; only ever set, so threads need no lock */
+    int64_t k_step, v_step, T, S, H, KV, D;
+};
+struct me_cross_entropy {
+    float *lse, *dlogits;
+    double *terms;
+    const float *logits, *weights;
+    const int64_t *targets;
+    float dloss;
+    int64_t V;
+};
+struct me_adamw {
+    float *param, *m, *v;
+    const float *grad;
+    float decay, step_size, beta1, beta2, gain1, gain2, v_scale, eps, grad_scale;
+};
+struct me_sum_squares { double *terms; const float *x; int64_t n; };
+struct me_noise { float *out; const float *weight; float decay, scale; uint32_t key0, key1, step, sample, tensor; int64_t start, n; };
+struct me_int4 { uint8_t *q_out; uint16_t *s_out; float *w_out; const uint8_t *q; const uint16_t *s; const float *w; int64_t group, in; };
+struct me_int8 { int8_t *xq; float *xscales; const float *x; int64_t in; };
+struct me_int4_int8 {
+    float *y;
+    int32_t *partials;
+    const int8_t *xq;
+    const int32_t *xsums;
+    const float *xscales;
+    const uint8_t *q;
+    const uint16_t *s;
+    int64_t group, N, out, in;
+};
+struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n; };
+
+/* name of the kernel as in <isa>/<file>.c */
+#define ME_KERNELS(X) \
+    X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
+    X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
+    X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
+    X(attention_forward) X(attention_decode) X(attention_backward) \
+    X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
+    X(normal) X(perturb) \
+    X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_linear) X(int4_int8_partials) \
+    X(mask_apply)
+
+struct me_table {
+    const char *name;
+#define ME_FIELD(kernel) me_task *kernel;
+    ME_KERNELS(ME_FIELD)
+#undef ME_FIELD
+};
+
+/* The table of `isa`, an index below me_isa_count(). */
+const struct me_table *me_table_of(int isa);
+
+/* me_<isa>_<name>: the exported symbol of a kernel in the file being compiled for ME_ISA */
+#define ME_JOIN2(isa, name) me_##isa##_##name
+#define ME_JOIN(isa, name) ME_JOIN2(isa, name)
+#define ME_KERNEL(name) void ME_JOIN(ME_ISA, name)(const void *args, int64_t begin, int64_t end)
+
+#define ME_DECLARE_SCALAR(name) me_task me_scalar_##name;
+#define ME_DECLARE_AVX2(name) me_task me_avx2_##name;
+#define ME_DECLARE_NEON(name) me_task me_neon_##name;
+ME_KERNELS(ME_DECLARE_SCALAR)
+ME_KERNELS(ME_DECLARE_AVX2)
+ME_KERNELS(ME_DECLARE_NEON)
+
+#endif

@@ -1,0 +1,90 @@
+/* One prototype per kernel; this file is also the only declaration Python sees (build_ffi.py reads it).
+ *
+ * Common to all: `isa` is an index below me_isa_count(); outputs come first, sizes last; arrays are C-contiguous,
+ * aligned to their element, and do not overlap unless a comment says so. Nothing is validated here: c_ops does that.
+ * No result depends on the number of threads. Legend: B batch, T queries, S keys, C width, H heads, KV key heads,
+ * D head width, V vocabulary, N rows. */
+#ifndef MINEDGE_KERNELS_H
+#define MINEDGE_KERNELS_H
+#include <stdint.h>
+
+/* Instruction sets and threads */
+int me_isa_count(void);
+const char *me_isa_name(int isa);
+int me_isa_supported(int isa);
+int me_get_threads(void);
+void me_set_threads(int n);
+
+/* Index of the first id outside 0 <= id < limit, or -1 */
+int64_t me_find_bad_id(const int64_t *ids, int64_t n, int64_t limit);
+
+/* Layers. `parts` are scratch of me_parts(N) rows of C floats: partial sums over fixed blocks of rows, added in order. */
+int64_t me_parts(int64_t N);
+void me_embedding_forward(int isa, float *out, const int64_t *ids, const float *weight, int64_t N, int64_t C);
+void me_embedding_backward(int isa, float *dweight, const int64_t *ids, const float *dout, int64_t N, int64_t C);
+void me_bias_forward(int isa, float *out, const float *x, const float *bias, int64_t N, int64_t C);
+void me_bias_backward(int isa, float *dbias, float *parts, const float *dout, int64_t N, int64_t C);
+void me_rms_norm_forward(int isa, float *out, float *rstd, const float *x, const float *weight, float eps, int64_t N, int64_t C);
+void me_rms_norm_backward(int isa, float *dx, float *dweight, float *parts, const float *dout, const float *x,
+                          const float *weight, const float *rstd, int64_t N, int64_t C);
+void me_layer_norm_forward(int isa, float *out, float *mean, float *rstd, const float *x, const float *weight,
+                           const float *bias, float eps, int64_t N, int64_t C);
+/* parts: 2 * me_parts(N) rows */
+void me_layer_norm_backward(int isa, float *dx, float *dweight, float *dbias, float *parts, const float *dout, const float *x,
+                            const float *weight, const float *mean, const float *rstd, int64_t N, int64_t C);
+/* sign +1 rotates forward, -1 back */
+void me_rotary(int isa, float *out, const float *x, const float *cos, const float *sin, float sign, int64_t B, int64_t T,
+               int64_t H, int64_t D);
+void me_swiglu_forward(int isa, float *out, const float *gate, const float *up, int64_t n);
+void me_swiglu_backward(int isa, float *dgate, float *dup, const float *dout, const float *gate, const float *up, int64_t n);
+void me_gelu_forward(int isa, float *out, const float *x, int64_t n);
+void me_gelu_backward(int isa, float *dx, const float *dout, const float *x, int64_t n);
+
+/* Attention. k_step, v_step: floats from one batch entry to the next. Nonzero on want of memory. */
+int me_attention_forward(int isa, float *out, float *lse, const float *q, const float *k, const float *v, int64_t k_step,
+                         int64_t v_step, int64_t B, int64_t T, int64_t S, int64_t H, int64_t KV, int64_t D);
+int me_attention_backward(int isa, float *dq, float *dk, float *dv, const float *dout, const float *q, const float *k,
+                          const float *v, const float *out, const float *lse, int64_t k_step, int64_t v_step, int64_t B,
+                          int64_t T, int64_t S, int64_t H, int64_t KV, int64_t D);
+
+/* Loss. terms: scratch of N; the result is their sum in order. */
+double me_cross_entropy_forward(int isa, float *lse, double *terms, const float *logits, const int64_t *targets,
+                                const float *weights, int64_t N, int64_t V);
+void me_cross_entropy_backward(int isa, float *dlogits, const float *logits, const int64_t *targets, const float *weights,
+                               const float *lse, float dloss, int64_t N, int64_t V);
+
+/* Optimizer. decay = lr * weight_decay; step_size = lr / (1 - beta1^t); v_scale = 1 / (1 - beta2^t). The betas are double so
+ * that 1 - beta is rounded once. */
+void me_adamw(int isa, float *param, float *m, float *v, const float *grad, float decay, float step_size, double beta1,
+              double beta2, float v_scale, float eps, float grad_scale, int64_t n);
+/* terms: scratch of ceil(n / 4096) */
+double me_sum_squares(int isa, double *terms, const float *x, int64_t n);
+
+/* Noise, specification version 1: bits are part of the interface. key: the two words of the seed. */
+void me_normal(int isa, float *z, uint32_t key0, uint32_t key1, uint32_t step, uint32_t sample, uint32_t tensor, int64_t start,
+               int64_t n);
+/* out = decay * weight + scale * z, each operation rounded; out may be weight */
+void me_perturb(int isa, float *out, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1, uint32_t step,
+                uint32_t sample, uint32_t tensor, int64_t start, int64_t n);
+
+/* Int4 */
+void me_int4_quantize(int isa, uint8_t *qweight, uint16_t *scales, const float *weight, int64_t group, int64_t out, int64_t in);
+void me_int4_dequantize(int isa, float *weight, const uint8_t *qweight, const uint16_t *scales, int64_t group, int64_t out,
+                        int64_t in);
+void me_int8_quantize(int isa, int8_t *xq, float *xscales, const float *x, int64_t N, int64_t in);
+/* xsums: 8 times the sum of each block of xq, (N, in/32) */
+void me_int8_sums(int32_t *xsums, const int8_t *xq, int64_t N, int64_t in);
+void me_int4_int8_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *qweight,
+                         const uint16_t *scales, int64_t group, int64_t N, int64_t out, int64_t in);
+void me_int4_int8_partials(int isa, int32_t *partials, const int32_t *xsums, const int8_t *xq, const uint8_t *qweight, int64_t N, int64_t out,
+                           int64_t in);
+
+/* Masks: bit i % 8 of byte i / 8 says whether entry i is kept. out may be weight. */
+void me_mask_apply(int isa, float *out, const float *weight, const uint8_t *bits, int64_t n);
+/* number of ones in the first n bits */
+int64_t me_mask_count(const uint8_t *bits, int64_t n);
+/* size: bytes of one entry, 2, 4 or 8 */
+void me_sparse_pack(void *values, const void *weight, const uint8_t *bits, int64_t n, int64_t size);
+void me_sparse_unpack(void *weight, const void *values, const uint8_t *bits, int64_t n, int64_t size);
+
+#endif

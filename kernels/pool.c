@@ -1,0 +1,133 @@
+/* The thread pool: one job at a time, cut into chunks of rows that any thread may take.
+ *
+ * Every kernel computes a row (or a fixed block of rows) the same way whoever takes it, so the outcome does not depend on
+ * the number of threads or on who took what; chunks taken on demand even out causal attention and busy neighbours.
+ * A second caller, from another Python thread or from inside a job, does not wait: it runs its job alone. */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+
+#define MAX_THREADS 256
+#define SPINS 4000         /* about 40 us of watching before a thread goes to sleep */
+#define SMALL_JOB 40000    /* cost units (about a quarter nanosecond each) below which waking others costs more than it saves */
+#define CHUNKS_PER_THREAD 8
+
+static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;   /* held by the caller whose job is running */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;   /* guards sleeping */
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static int width = 1;              /* threads wanted, the caller included */
+static int started;                /* workers that exist; worker i is thread i + 1 */
+static int sleeping;
+static _Atomic uint64_t ticket;    /* job number << 16 | threads taking part: one word, so a late worker cannot mix two jobs */
+static atomic_int pending;         /* workers that have not finished the current job */
+
+static struct {
+    me_task *task;
+    const void *args;
+    int64_t n, chunk;
+    _Atomic int64_t next;
+} job;
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void take_chunks(void) {
+    for (;;) {
+        int64_t begin = atomic_fetch_add_explicit(&job.next, job.chunk, memory_order_relaxed);
+        if (begin >= job.n) return;
+        job.task(job.args, begin, begin + job.chunk < job.n ? begin + job.chunk : job.n);
+    }
+}
+
+static void *worker(void *number) {
+    uint64_t index = (uint64_t)(intptr_t)number, seen = 0;
+    for (;;) {
+        uint64_t now = atomic_load_explicit(&ticket, memory_order_acquire);
+        for (int spin = 0; now == seen && spin < SPINS; spin++) {
+            relax();
+            now = atomic_load_explicit(&ticket, memory_order_acquire);
+        }
+        if (now == seen) {
+            pthread_mutex_lock(&lock);
+            sleeping++;
+            while ((now = atomic_load(&ticket)) == seen) pthread_cond_wait(&wake, &lock);
+            sleeping--;
+            pthread_mutex_unlock(&lock);
+        }
+        seen = now;
+        if (index < (now & 0xffff)) {
+            take_chunks();
+            atomic_fetch_sub_explicit(&pending, 1, memory_order_release);
+        }
+    }
+    return NULL;
+}
+
+/* The child of a fork has only the thread that forked: forget the workers and whatever locks they held. */
+static void after_fork(void) {
+    pthread_mutex_init(&busy, NULL);
+    pthread_mutex_init(&lock, NULL);
+    pthread_cond_init(&wake, NULL);
+    started = sleeping = 0;
+    atomic_store(&ticket, 0);
+    atomic_store(&pending, 0);
+}
+
+static void start_workers(int wanted) {
+    static int registered;
+    if (!registered) registered = pthread_atfork(NULL, NULL, after_fork) == 0;
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    while (started < wanted) {
+        pthread_t id;
+        /* A worker starts at ticket 0, so the count of its first job includes it only once `started` does. */
+        if (pthread_create(&id, &attr, worker, (void *)(intptr_t)(started + 1)) != 0) break;
+        started++;
+    }
+    pthread_attr_destroy(&attr);
+}
+
+int me_get_threads(void) { return width; }
+
+void me_set_threads(int n) { width = n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n; }
+
+void me_run(me_task *task, const void *args, int64_t n, int64_t grain, int64_t cost) {
+    if (n <= 0) return;
+    int threads = width;
+    /* cost > INT64_MAX / n cannot be multiplied, and is not small */
+    if (threads < 2 || n <= grain || (cost <= INT64_MAX / n && n * cost < SMALL_JOB) || pthread_mutex_trylock(&busy) != 0) {
+        task(args, 0, n);
+        return;
+    }
+    if (started < threads - 1) start_workers(threads - 1);
+    if (threads > started + 1) threads = started + 1;
+    int64_t chunk = n / ((int64_t)threads * CHUNKS_PER_THREAD);
+    chunk = (chunk + grain - 1) / grain * grain;
+    job.task = task;
+    job.args = args;
+    job.n = n;
+    job.chunk = chunk < grain ? grain : chunk;
+    atomic_store_explicit(&job.next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pending, threads - 1, memory_order_relaxed);
+    uint64_t number = (atomic_load(&ticket) >> 16) + 1;
+    /* The ticket changes under the lock when somebody sleeps or is about to: no wake-up is lost. */
+    pthread_mutex_lock(&lock);
+    atomic_store_explicit(&ticket, number << 16 | (uint64_t)threads, memory_order_release);
+    if (sleeping) pthread_cond_broadcast(&wake);
+    pthread_mutex_unlock(&lock);
+    take_chunks();
+    for (int spin = 0; atomic_load_explicit(&pending, memory_order_acquire) > 0; spin++) {
+        relax();
+        if (spin > SPINS) sched_yield();  /* more threads than free CPUs: let the others finish */
+    }
+    pthread_mutex_unlock(&busy);
+}

@@ -1,0 +1,62 @@
+"""The compiled module, or the reason why there is none. `pointer(a)` is what a kernel takes for an array that checks.py let through."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+__all__ = ["doubles", "ffi", "find_bad_id", "floats", "halves", "lib", "longs", "reason", "signed_bytes", "unsigned_bytes", "words"]
+
+lib: Any = None
+ffi: Any = None
+reason = ""
+try:
+    from minedge._kernels import ffi, lib
+except ImportError as error:
+    reason = (
+        f"the compiled module minedge._kernels does not load: {error}; "
+        "install a C compiler and run `pip install --force-reinstall --no-cache-dir minedge`"
+    )
+
+# from_buffer takes any array of bytes and believes the type it is told: dtype must have been checked before.
+if lib is not None:
+    _from = ffi.from_buffer
+
+    def floats(a: np.ndarray) -> Any:
+        return _from("float[]", a)
+
+    def doubles(a: np.ndarray) -> Any:
+        return _from("double[]", a)
+
+    def longs(a: np.ndarray) -> Any:
+        return _from("int64_t[]", a)
+
+    def words(a: np.ndarray) -> Any:
+        return _from("int32_t[]", a)
+
+    def halves(a: np.ndarray) -> Any:
+        return _from("uint16_t[]", a)
+
+    def unsigned_bytes(a: np.ndarray) -> Any:
+        return _from("uint8_t[]", a)
+
+    def signed_bytes(a: np.ndarray) -> Any:
+        return _from("int8_t[]", a)
+
+    def find_bad_id(ids: np.ndarray, limit: int) -> int:
+        return lib.me_find_bad_id(longs(ids), ids.size, limit)
+
+
+def threads_wanted() -> int:
+    """MINEDGE_THREADS where it is set, else the number of CPUs this process may use. ValueError for nonsense."""
+    text = os.environ.get("MINEDGE_THREADS")
+    if text is None or text == "":
+        try:
+            return len(os.sched_getaffinity(0))
+        except AttributeError:  # not Linux
+            return os.cpu_count() or 1
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
+        raise ValueError(f"MINEDGE_THREADS: expected a number in 1..256, got {text!r}")
+    return int(text)

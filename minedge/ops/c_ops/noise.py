@@ -1,0 +1,62 @@
+"""The noise generator in C; numpy_ops/noise.py is its specification, equal bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minedge.errors import UsageError
+from minedge.ops.c_ops.checks import f32, f32_inplace
+from minedge.ops.c_ops.native import floats, lib
+
+__all__ = ["OPS"]
+
+Array = np.ndarray
+F32 = np.float32
+
+
+def _key(seed: int, step: int, sample: int, tensor: int, start: int, count: int) -> tuple[int, int, int, int, int]:
+    """(two key words, step, sample, tensor), all within their width: what wrapped would draw another tensor's numbers."""
+    seed, step, sample, tensor, start, count = map(int, (seed, step, sample, tensor, start, count))
+    for name, value, bits in (("seed", seed, 64), ("step", step, 32), ("sample", sample, 32), ("tensor", tensor, 32)):
+        if not 0 <= value < 1 << bits:
+            raise UsageError(f"{name}: expected an integer in [0, 2^{bits}), got {value}")
+    if start < 0 or count < 0 or start + count > 1 << 34:
+        raise UsageError(f"start, count: expected 0 <= start, count and start + count <= 2^34, got {start}, {count}")
+    return seed & 0xFFFFFFFF, seed >> 32, step, sample, tensor
+
+
+def normal(isa: int, seed: int, step: int, sample: int, tensor: int, start: int, count: int) -> Array:
+    key = _key(seed, step, sample, tensor, start, count)
+    z = np.empty(int(count), F32)
+    lib.me_normal(isa, floats(z), *key, int(start), z.size)
+    return z
+
+
+def perturb(
+    isa: int, weight: Array, scale: float, seed: int, step: int, sample: int, tensor: int, start: int = 0
+) -> Array:
+    weight = f32(weight, "weight")
+    key = _key(seed, step, sample, tensor, start, weight.size)
+    out = np.empty(weight.shape, F32)
+    lib.me_perturb(isa, floats(out), floats(weight), 1.0, float(scale), *key, int(start), out.size)
+    return out
+
+
+def perturb_(
+    isa: int,
+    weight: Array,
+    decay: float,
+    scale: float,
+    seed: int,
+    step: int,
+    sample: int,
+    tensor: int,
+    start: int = 0,
+) -> None:
+    weight = f32_inplace(weight, "weight")
+    key = _key(seed, step, sample, tensor, start, weight.size)
+    pointer = floats(weight)
+    lib.me_perturb(isa, pointer, pointer, float(decay), float(scale), *key, int(start), weight.size)
+
+
+OPS = {f.__name__: f for f in (normal, perturb, perturb_)}

@@ -1,0 +1,36 @@
+"""Builds the optional C kernels; everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import platform
+import runpy
+
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+build_ffi = runpy.run_path(os.path.join("kernels", "build_ffi.py"))
+
+
+class BuildKernels(build_ext):
+    """Compiles each instruction set's files with its own flags: setuptools knows flags per extension only."""
+
+    def build_extension(self, ext):
+        # A cross build names its target through the compiler's platform tag, e.g. _PYTHON_HOST_PLATFORM=linux-aarch64.
+        machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rsplit("-", 1)[-1]
+        for sources, flags in build_ffi["isa_sources"](machine).values():
+            ext.extra_objects += self.compiler.compile(
+                sources,
+                output_dir=self.build_temp,
+                include_dirs=ext.include_dirs,
+                extra_postargs=[*ext.extra_compile_args, *flags],
+                depends=ext.depends,
+            )
+        super().build_extension(ext)
+
+
+setup(
+    cffi_modules=["kernels/build_ffi.py:ffibuilder"],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
