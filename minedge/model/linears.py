@@ -62,6 +62,7 @@ class LinearKind:
 
     kind: ClassVar[str] = ""
     base: ClassVar[Any] = None  # kinds that wrap another one have it as a field
+    is_adapter: ClassVar[bool] = False  # adds a trained change to a frozen base; other methods work on that base
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
         """Parameter name -> (shape, dtype) of everything this kind keeps for the matrix."""
@@ -100,6 +101,10 @@ class LinearKind:
     def pack(self, name: str, weight: Array, ops: Ops) -> dict[str, Array]:
         """Parameters made from a dense float32 weight (out, in)."""
         raise NotImplementedError
+
+    def repack(self, name: str, weight: Array, params: Params, ops: Ops) -> dict[str, Array]:
+        """`pack` for a weight that replaces the one in `params`; what is not the weight's own, a mask, stays."""
+        return self.pack(name, weight, ops)
 
     def constrain_(self, params: Params, name: str, ops: Ops) -> None:
         """Put trained arrays back on the kind's constraint, in place, after an optimizer step. Most kinds have none."""
