@@ -37,7 +37,7 @@ class DivergedError(MinedgeError, ArithmeticError):
     exit_code = 4
 
 
-class Interrupted(MinedgeError):
+class Interrupted(MinedgeError):  # noqa: N818 - it is not an error that training was stopped
     """Training that was asked to stop (Ctrl-C, SIGTERM) and did, after a checkpoint; the message says how to go on."""
 
     exit_code = 130

@@ -47,7 +47,7 @@ def thinned(points: Points, most: int = 600) -> Points:
 
 
 def curve_svg(records: Sequence[dict[str, Any]], title: str = "Training loss") -> str:
-    """The records of metrics.jsonl as a picture: loss of every step, its moving average, validation loss with the best one marked."""
+    """The records of metrics.jsonl as a picture: loss of every step, its moving average, validation loss."""
     train = _points(records, "loss")
     valid = _points(records, "valid_loss")
     smooth = smoothed(train, max(2, min(100, len(train) // 20))) if train else []
@@ -56,7 +56,7 @@ def curve_svg(records: Sequence[dict[str, Any]], title: str = "Training loss") -
     xs = [x for x, _ in [*train, *valid]]
     ys = [y for _, y in [*train, *valid]]
     x_low, x_high = min(0.0, *xs), max(max(xs), 1.0)
-    # Few wild steps must not flatten the rest: the top ends at the highest smoothed or validation loss and a little more.
+    # A few wild steps must not flatten the rest: the top is the highest smoothed or validation loss and a little more.
     y_low, y_high = min(ys), max([y for _, y in [*smooth, *valid]])
     pad = 0.06 * (y_high - y_low) or 0.05 * abs(y_high) or 1.0
     y_low, y_high = y_low - pad, y_high + pad
@@ -86,15 +86,16 @@ def curve_svg(records: Sequence[dict[str, Any]], title: str = "Training loss") -
         x, y = place(*best)
         parts.append(f'<circle cx="{x}" cy="{y}" r="5.5" fill="none" stroke="{VALID}" stroke-width="1.6"/>')
         side, shift = ("end", -9) if x > WIDTH * 0.6 else ("start", 9)
-        # Above the point: the curve comes down from there on the left and lies level on the right, so step clear of both.
+        # Above the point, on the side where there is room.
         parts.append(
-            f'<text x="{x + shift}" y="{y - 10}" text-anchor="{side}" fill="{VALID}">best {best[1]:.4g} at {best[0]:,.10g}</text>'
+            f'<text x="{x + shift}" y="{y - 10}" text-anchor="{side}" fill="{VALID}">'
+            f"best {best[1]:.4g} at {best[0]:,.10g}</text>"
         )
     parts.append(f'<path d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}" stroke="{INK}" fill="none"/>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 12}" text-anchor="middle">step</text>')
     middle = (TOP + bottom) / 2
     parts.append(
-        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">loss (nats per token)</text>'
+        f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">nats per token</text>'
     )
     parts.append(
         _legend([("train", TRAIN if len(train) < 40 else SMOOTH)] * bool(train) + [("validation", VALID)] * bool(valid))

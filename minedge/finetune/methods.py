@@ -1,4 +1,4 @@
-"""How a batch becomes a step: AdamW on gradients, or MeZO on losses. The trainer drives both through the same few methods."""
+"""How a batch becomes a step: AdamW on gradients, or MeZO on losses. The trainer drives both in the same way."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Perturbations:
 
 
 def where_not_finite(model: Any, batches: Sequence[Batch]) -> str:
-    """The first array, or else the first layer in the order of the forward pass, that is not finite on these batches."""
+    """The first array, or else the first layer in the forward pass's order, that is not finite on these batches."""
     for name, array in model.params.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"the weights {name}"
@@ -108,7 +108,7 @@ def where_not_finite(model: Any, batches: Sequence[Batch]) -> str:
 
 
 def _first_layer(model: Any, tokens: Array) -> str | None:
-    """Run the model cut off after 0, 1, 2, ... layers: a model is data, so a shorter one is the same arrays and another number."""
+    """Run the model cut off after 0, 1, 2, ... layers: a shorter model is the same arrays under another config."""
     for count in range(model.config.n_layer + 1):
         cut = replace(model.config, n_layer=count) if count else None
         if cut is None:

@@ -3,8 +3,8 @@
     {"step": 12, "loss": 3.21, "lr": 0.0003, "grad_norm": 0.8, "tokens_per_s": 12000.0, "seconds": 4.1}
     {"step": 100, "valid_loss": 2.95}
 
-A process that dies leaves at most a torn last line, and records of steps that a resumed run will make again. `truncate` removes both,
-so after any number of kills the file reads as if the run had never stopped.
+A process that dies leaves at most a torn last line, and records of steps that a resumed run will make again.
+`truncate` removes both, so after any number of kills the file reads as if the run had never stopped.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class AdamW:
         squares = {name: ops.sum_squares(grads[name]) for name in grads}  # each one added up in float64
         norm = math.sqrt(math.fsum(squares.values())) if all(map(math.isfinite, squares.values())) else math.inf
         if not math.isfinite(norm):
-            # `grads` is in the order of the backward pass, so the first one found is nearest to where things went wrong.
+            # `grads` is in the order of the backward pass: the first one found is nearest to where things went wrong.
             bad = next(name for name in grads if not math.isfinite(squares[name]))
             raise DivergedError(f"the gradient of {bad} is not finite")
         scale = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
@@ -87,7 +87,7 @@ class AdamW:
         return norm
 
     def state_dict(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Everything to go on from, bit for bit: (arrays by name, numbers for JSON). The arrays are the live ones, not copies."""
+        """Everything to go on from, bit for bit: (arrays by name, numbers for JSON). The arrays are the live ones."""
         arrays = {f"m.{name}": a for name, a in self.m.items()} | {f"v.{name}": a for name, a in self.v.items()}
         return arrays, {"steps": self.steps}
 
@@ -106,8 +106,8 @@ class AdamW:
 def accumulate(model: Any, batches: Sequence[Batch]) -> tuple[float, dict[str, Array]]:
     """Loss and gradients of the one large batch that the micro-batches would make together.
 
-    Averaging the means of micro-batches would weigh a token in a short one more than a token in a long one. Here each one is divided
-    by the same number, the sum of all masks, so they simply add up (exact up to the order of float32 additions).
+    Averaging the means of micro-batches would weigh a token in a short one more than a token in a long one. Here each
+    one is divided by the same number, the sum of all masks, so they simply add up (exact up to the order of additions).
     """
     if len(batches) == 1:
         return model.loss_and_grads(*batches[0])
@@ -138,7 +138,7 @@ def _weight(tokens: Array, mask: Array | None) -> float:
 
 
 def constrain_(model: Any) -> None:
-    """Let every linear kind that owns a trainable array put it back on its constraint (a pruned weight stays zero), in place."""
+    """Let linear kinds put their trained arrays back on their constraint (pruned weights stay zero), in place."""
     # A parameter's name begins with its module's name: "a.b.weight" may belong to "a" or "a.b".
     words = (name.split(".") for name in model.trainable_names)
     heads = {".".join(parts[:k]) for parts in words for k in range(1, len(parts))}

@@ -107,7 +107,7 @@ class RunFolder:
         given = Path(resume).expanduser()
         if not given.is_dir():
             raise UsageError(
-                f"resume: expected 'auto', a run folder or a checkpoint in it, got {str(resume)!r}, which does not exist"
+                f"resume: expected 'auto', a run folder or a checkpoint in it, but {str(resume)!r} does not exist"
             )
         if (given / "manifest.json").exists():
             checkpoint.verify_checkpoint(given)

@@ -1,4 +1,4 @@
-"""How the learning rate moves over a run: a linear rise, then a curve down. Pure functions of the step, so there is nothing to save."""
+"""How the learning rate moves over a run: a linear rise, then a curve down. A pure function of the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def learning_rate(
 ) -> float:
     r"""The rate of step `step` (counted from 0) of a run of `iters` steps.
 
-    Warm-up, step < warmup:  peak * (step + 1) / warmup, because Adam's second moments know little about their gradients at first.
+    Warm-up, step < warmup:  peak * (step + 1) / warmup, because Adam's second moments are poor estimates at first.
     After it, with progress p = (step - warmup) / (iters - 1 - warmup) from 0 to 1 and the end value e = final_ratio:
         cosine    peak * (e + (1 - e) * (1 + cos(pi p)) / 2)      arXiv:1608.03983, Eq. 5, one cycle
         linear    peak * (e + (1 - e) * (1 - p))

@@ -22,11 +22,11 @@ _LORA_KEYS = ("r", "lora_alpha", "target")
 class TrainConfig:
     """How to train. None means: the method's usual value, filled in on construction.
 
-    method         "full" (AdamW on the model's trainable arrays), "lora" (AdamW on an adapter), "mezo" (forward passes only)
+    method         "full" (AdamW on the model's trainable arrays), "lora" (AdamW on an adapter), "mezo" (forward only)
     iters          optimizer steps
     batch_size     rows in a micro-batch; grad_accum micro-batches make one step
     seq_len        tokens a row; seq_len - 1 of them are predicted
-    learning_rate  the highest; schedule "cosine", "linear" or "constant", `warmup` steps up, down to `final_ratio` of it
+    learning_rate  the highest; schedule "cosine", "linear" or "constant", after `warmup` steps, to `final_ratio` of it
     weight_decay, beta1, beta2, adam_eps, clip      AdamW; clip is the largest global norm of a gradient, 0 for none
     lora           {"r", "lora_alpha", "target"} of the adapter that is added where the model has none
     eps, n_samples MeZO: size of the perturbation, draws a step
@@ -107,7 +107,8 @@ class TrainConfig:
             for key in self.lora:
                 if key not in _LORA_KEYS:
                     raise UsageError(
-                        f"lora: unknown setting {key!r}{did_you_mean(str(key), list(_LORA_KEYS))}; known: {', '.join(_LORA_KEYS)}"
+                        f"lora: unknown setting {key!r}{did_you_mean(str(key), list(_LORA_KEYS))}; "
+                        f"known: {', '.join(_LORA_KEYS)}"
                     )
             plain = {k: list(v) if isinstance(v, (tuple, set, frozenset)) else v for k, v in self.lora.items()}
             set_(self, "lora", plain)

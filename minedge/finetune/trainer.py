@@ -1,10 +1,10 @@
-"""The training loop: `train(model, data, method="full" | "lora" | "mezo", ...)` gives a new model and leaves the old one as it was.
+"""The training loop: `train(model, data, "full" | "lora" | "mezo", ...)` gives a new model; the old stays as it was.
 
     tuned = minedge.train(model, data, "lora", iters=300, out="runs/first", on_event=print)
 
-A run that is stopped or killed at any moment goes on with `resume="auto"` and ends with the same bits as one that was not, as long as
-backend, build and threads are the same; where they differ it says so. This is possible because batches, adapters and perturbations
-are pure functions of (seed, step), and everything else that changes is in the checkpoint.
+A run that is stopped or killed at any moment goes on with `resume="auto"` and ends with the same bits as one that was
+not, as long as backend, build and threads are the same; where they differ it says so. This is possible because batches,
+adapters and perturbations are pure functions of (seed, step), and everything else that changes is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from minedge.errors import DivergedError, Interrupted, MinedgeFormatError, UsageError
+from minedge.finetune.evaluate import evaluate_text
 from minedge.finetune.methods import make_method
 from minedge.finetune.run import RunFolder, differences, environment
 from minedge.finetune.train_config import TrainConfig
 from minedge.io import checkpoint
 from minedge.model.hashes import weights_hash
 
-__all__ = ["Event", "TrainConfig", "evaluate", "train"]
+__all__ = ["Event", "TrainConfig", "train"]
 
 _STATE_VERSION = 1
 _FIXED = ("method", "lora")  # settings without which a checkpoint means nothing
@@ -70,35 +71,24 @@ def train(
     config: TrainConfig | None = None,
     **options: Any,
 ) -> Any:
-    """Train a copy of `model` on `data` and return it: the state with the best validation loss, or the last without such data.
+    """Train a copy of `model` on `data` and return it in the state with the best validation loss (else the last).
 
-    data      what `minedge.data.loaders.load_data` opens ("stdlib", "stdlib-task", a file, a folder), or an object with splits `train` and (may be None) `valid`, or a pair of them; a split has `pack(tokenizer, seq_len)` or is packed already (`batch`, `eval_batches`; see minedge/data/packing.py)
-    method    "full": AdamW on the model's trainable arrays; "lora": on an adapter, added if there is none; "mezo": no gradients
+    data      what `minedge.data.loaders.load_data` opens ("stdlib", "stdlib-task", a file, a folder), or an object with
+              splits `train` and (may be None) `valid`, or a pair of them; a split has `pack(tokenizer, seq_len)`, or is
+              packed already (minedge/data/packing.py)
+    method    "full": AdamW on the model's trainable arrays; "lora": on an adapter, added if there is none;
+              "mezo": two forward passes a step and no gradients, on the adapter or else the trainable arrays
     out       folder for checkpoints, metrics.jsonl, loss.svg and the result; None keeps nothing
-    resume    "auto": go on from the newest checkpoint in `out`, or start where there is none; or a run folder or checkpoint
+    resume    "auto": go on from the newest checkpoint in `out`, or start where there is none; or a run, or a checkpoint
     on_event  called with an `Event` at every step; raising KeyboardInterrupt in it stops the run like Ctrl-C
     options   see `TrainConfig`
 
-    Raises `UsageError` for settings, `DivergedError` (naming step and layer; earlier checkpoints stay), `Interrupted` after Ctrl-C or
-    SIGTERM, once the step in progress is done and saved.
+    Raises `UsageError` for settings, `DivergedError` (naming step and layer; earlier checkpoints stay), `Interrupted`
+    after Ctrl-C or SIGTERM, once the step in progress is done and saved.
     """
     settings = TrainConfig.of({"method": method, **options}) if config is None else config
     with RunFolder.open(out, resume) as folder, _Signals() as signals:
         return _Trainer(model, data, settings, folder, on_event, signals).run(resume)
-
-
-def evaluate(model: Any, packed: Any, batch_size: int, batches: int = 0) -> float:
-    """Mean loss in nats over the scored tokens of packed data; the first `batches` batches, 0 for all."""
-    totals, weights = [], []
-    for i, (tokens, mask) in enumerate(packed.eval_batches(batch_size)):
-        if batches and i >= batches:
-            break
-        total, weight = model.loss_sum(tokens, mask)
-        totals.append(total)
-        weights.append(weight)
-    if not weights or not math.fsum(weights):
-        raise UsageError("data: the validation part holds nothing to predict; check the file")
-    return math.fsum(totals) / math.fsum(weights)
 
 
 class _Trainer:
@@ -126,7 +116,7 @@ class _Trainer:
         self.tokens = 0
         self.seconds = 0.0  # of earlier processes
 
-    # --- the loop -------------------------------------------------------------------------------------------------------------
+    # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self, resume: Any) -> Any:
         c = self.config
@@ -180,7 +170,7 @@ class _Trainer:
     def _evaluate(self) -> bool:
         """Measure validation loss; True where it is the best yet. Sets `stopped` when patience ends."""
         c = self.config
-        loss = evaluate(self.model, self.valid_data, c.batch_size, c.eval_batches)
+        loss = evaluate_text(self.model, self.valid_data, c.batch_size, c.eval_batches).loss
         self.folder.record(step=self.step, valid_loss=loss)
         if not math.isfinite(loss):
             raise self._diverged(self.step, DivergedError(f"the validation loss is {loss}"))
@@ -197,7 +187,7 @@ class _Trainer:
             self.emit("stopped", message=f"no better validation loss in {self.bad_evals} evaluations")
         return better
 
-    # --- state ----------------------------------------------------------------------------------------------------------------
+    # --- state --------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         bad = [name for name in self.names if not np.isfinite(self.model.params[name]).all()]
@@ -240,9 +230,8 @@ class _Trainer:
         if self.base_sha256 and state["base_sha256"] != self.base_sha256:
             raise UsageError(f"model: its weights are not those that the run in {path.parent} started from")
         if state["data"]["train_tokens"] != int(self.train_data.n_tokens):
-            raise UsageError(
-                f"data: the run in {path.parent} has {state['data']['train_tokens']} tokens, got {self.train_data.n_tokens}"
-            )
+            had = state["data"]["train_tokens"]
+            raise UsageError(f"data: the run in {path.parent} has {had} tokens, got {self.train_data.n_tokens}")
         for name in self.names:
             saved, own = arrays.get(f"w.{name}"), self.model.params[name]
             if saved is None or saved.shape != own.shape:
@@ -270,7 +259,7 @@ class _Trainer:
             },
         }
 
-    # --- ends -----------------------------------------------------------------------------------------------------------------
+    # --- ends ---------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Any:
         """The best model; its artifacts go to the folder."""
@@ -315,7 +304,7 @@ class _Trainer:
             return
         if self.folder.path is None:
             raise Interrupted(
-                f"stopped by {self.signals.name} at step {self.step}; nothing was saved, because no output folder was given"
+                f"stopped by {self.signals.name} at step {self.step}; nothing was saved, as no output folder was given"
             )
         if saved_at != self.step:
             self._save()
@@ -373,7 +362,7 @@ def _with_adapter(model: Any, config: TrainConfig) -> Any:
         from minedge.finetune import lora
 
         options: Mapping[str, Any] = config.lora or {}
-        return lora.add(
+        model = lora.add(
             model, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}, seed=config.seed
         )
     if not model.trainable_names:
