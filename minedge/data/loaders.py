@@ -1,7 +1,7 @@
 """Data from files and folders, and the built-in corpus and task.
 
     load_data("stdlib")         the built-in corpus         load_data("notes.txt")     running text
-    load_data("stdlib-task")    the built-in task           load_data("data.jsonl")    {"text"} or {"prompt", "completion"}
+    load_data("stdlib-task")    the built-in task           load_data("data.jsonl")    text, or prompt and completion
     load_data("folder")         train.*, valid.*, test.*    load_data("reviews.tsv")   a label, a space, the text
 
 Formats follow the file's ending: .txt and .md are text, .jsonl is JSONL, anything else must be labelled lines;

@@ -4,8 +4,7 @@ Legend: B batch, T tokens in a row. `loss_mask[:, t]` weighs predicting token t 
 ignored.
 
 Running text becomes one stream, a document after the other with the end-of-text token between, cut into rows. Examples
-with a prompt stay one to a row, padded on the right. Every split offers `.pack(tokenizer, seq_len)`; what comes back
-offers
+with a prompt stay one to a row, padded on the right. Every split offers `.pack(tokenizer, seq_len)`, which gives
 
     batch(step, batch_size, seed) -> tokens (B,T) int64, loss_mask (B,T) float32 | None      for training
     eval_batches(batch_size)      -> the same, in order, every scored token exactly once

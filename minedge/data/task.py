@@ -210,8 +210,8 @@ class Candidates:
     """A batch laid out for choosing a label. `gold` (B,) is the index of the true label.
 
     Where every label word is one token, a row per example is enough: `label_ids` (K,) are compared at position `last`
-    (B,), the prompt's last token. (The row also holds the true word, which that position cannot see, so one forward pass
-    gives accuracy and label loss.) Otherwise both are None and row b*K + k is example b with word k.
+    (B,), the prompt's last token. (The row also holds the true word, which that position cannot see, so one forward
+    pass gives accuracy and label loss.) Otherwise both are None and row b*K + k is example b with word k.
     """
 
     tokens: np.ndarray  # (rows,T) int64
