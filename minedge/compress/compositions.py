@@ -87,19 +87,19 @@ def check_applies(method: str, kind: LinearKind, name: str) -> None:
         raise UsageError(f"{method} on {name} ({core(kind).kind}): {rule.why}")
 
 
-def core(kind: LinearKind) -> LinearKind:
+def core(kind: Any) -> Any:
     """The kind below all adapters."""
     while kind.is_adapter:
         kind = kind.base
     return kind
 
 
-def adapters(kind: LinearKind) -> list[Any]:
+def adapters(kind: Any) -> list[Any]:
     """The adapters on top of a matrix, outermost first."""
     return [kind, *adapters(kind.base)] if kind.is_adapter else []
 
 
-def with_core(kind: LinearKind, new: LinearKind) -> LinearKind:
+def with_core(kind: Any, new: LinearKind) -> Any:
     """`kind` with what lies below its adapters replaced by `new`."""
     return replace(kind, base=with_core(kind.base, new)) if kind.is_adapter else new
 

@@ -49,7 +49,7 @@ class Int4(LinearKind):
     group_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.group_size not in GROUP_SIZES or isinstance(self.group_size, bool):
+        if not isinstance(self.group_size, int) or self.group_size not in GROUP_SIZES:
             raise UsageError(f"group_size: expected {', '.join(map(str, GROUP_SIZES))}, got {self.group_size!r}")
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
@@ -183,7 +183,8 @@ def _mse_rows(weight: Array, group_size: int, ops: Ops) -> tuple[Array, Array]:
 def _pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes (out, in) -> bytes (out, in/2): of 32 columns, byte j holds code j low and code j + 16 high."""
     blocks = codes.reshape(len(codes), -1, 32)
-    return (blocks[..., :16] | (blocks[..., 16:] << 4)).reshape(len(codes), -1)
+    packed: Any = blocks[..., :16] | (blocks[..., 16:] << 4)
+    return packed.reshape(len(codes), -1)
 
 
 def _unpack(qweight: NDArray[np.uint8]) -> NDArray[np.uint8]:

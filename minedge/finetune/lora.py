@@ -62,7 +62,8 @@ class LoRA(LinearKind):
         check_base("lora", self.base)
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise UsageError(f"r: expected an integer >= 1, got {self.r!r}")
-        if not isinstance(self.lora_alpha, (int, float)) or not math.isfinite(self.lora_alpha):
+        number = isinstance(self.lora_alpha, (int, float)) and not isinstance(self.lora_alpha, bool)
+        if not number or not math.isfinite(self.lora_alpha):
             raise UsageError(f"lora_alpha: expected a finite number, got {self.lora_alpha!r}")
         if not isinstance(self.adapter, str) or not re.fullmatch(r"[\w-]+", self.adapter):
             raise UsageError(f"adapter: expected a name of letters, digits, '_' and '-', got {self.adapter!r}")
@@ -200,8 +201,8 @@ def merge(model: M) -> M:
         worst = max(lossy, key=lambda name: lossy[name])
         warnings.warn(
             f"merging into {core(model.linears[worst]).kind} weights loses up to {lossy[worst]:.0%} of what the "
-            f"adapters change ({worst}), at most {max(d for d, _ in costs.values()):.2g} in one weight; to lose nothing, keep "
-            "the adapters beside the weights, or merge them into the model before it was compressed",
+            f"adapters change ({worst}), up to {max(d for d, _ in costs.values()):.2g} in a weight; to lose nothing, "
+            "keep the adapters beside the weights, or merge them into the model before it was compressed",
             UserWarning,
             stacklevel=2,
         )

@@ -12,6 +12,7 @@ in)).
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -29,6 +30,8 @@ Params = Mapping[str, Array]
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 _KINDS: dict[str, type[LinearKind]] = {}
+# Where the package's other kinds are defined: when a file names one, its module is imported if nobody did before.
+_HOMES = {"int4": "minedge.compress.int4", "masked": "minedge.compress.prune", "lora": "minedge.finetune.lora"}
 
 
 def register(name: str) -> Callable[[type[LinearKind]], type[LinearKind]]:
@@ -47,21 +50,25 @@ def kind_from_dict(data: Mapping[str, Any]) -> LinearKind:
     if not isinstance(data, Mapping):
         raise MinedgeFormatError(f"linear kind: expected an object, got {type(data).__name__}")
     values = {key: kind_from_dict(v) if key == "base" else v for key, v in data.items() if key != "kind"}
-    cls = _KINDS.get(data.get("kind", ""))
-    if cls is None:
-        raise MinedgeFormatError(f"linear kind: expected one of {', '.join(sorted(_KINDS))}, got {data.get('kind')!r}")
+    kind = data.get("kind")
+    known = sorted({**_KINDS, **_HOMES})
+    if kind not in known:
+        raise MinedgeFormatError(f"linear kind: expected one of {', '.join(known)}, got {kind!r}")
+    if kind not in _KINDS:
+        importlib.import_module(_HOMES[kind])
     try:
-        return cls(**values)
+        return _KINDS[kind](**values)
     except (TypeError, ValueError) as error:
-        raise MinedgeFormatError(f"linear kind {data['kind']!r}: {error}") from None
+        raise MinedgeFormatError(f"linear kind {kind!r}: {error}") from None
 
 
 @dataclass(frozen=True)
 class LinearKind:
-    """What every kind offers. Subclasses are frozen dataclasses registered under a name."""
+    """What every kind offers. Subclasses are frozen dataclasses registered under a name; one that wraps another kind
+    has it as its field `base`.
+    """
 
     kind: ClassVar[str] = ""
-    base: ClassVar[Any] = None  # kinds that wrap another one have it as a field
     is_adapter: ClassVar[bool] = False  # adds a trained change to a frozen base; other methods work on that base
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
@@ -126,7 +133,7 @@ class LinearKind:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `kind_from_dict` reads it back."""
         data = {key: value for key, value in asdict(self).items() if key != "base"}
-        if self.base is not None:
+        if hasattr(self, "base"):
             data["base"] = self.base.to_dict()
         return {"kind": self.kind, **data}
 
