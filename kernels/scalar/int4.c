@@ -43,14 +43,23 @@ INLINE vi block_sums(const me_codes *u, const int8_t *x, int64_t count) {
 INLINE vi load_ints(const int32_t *p, int64_t count) {
     vi v = v_seti(0);
     if (count == LANES) memcpy(&v, p, sizeof v);
-    else memcpy(&v, p, (size_t)count * sizeof *p);
+    else
+        for (int l = 0; l < LANES; l++) v[l] = l < count ? p[l] : 0;
     return v;
 }
 
 /* Scales of `count` blocks from block b on; `shift` = log2(group / 32), groups of several blocks repeat theirs. */
 INLINE vf block_scales(const uint16_t *scales, int64_t b, int64_t count, int shift) {
-    if (shift == 0 && count == LANES) return v_half(scales + b);
     uint16_t s[LANES] = {0};
+    if (count == LANES && shift == 0) return v_half(scales + b);
+    if (count == LANES && shift == 1) {
+        memcpy(s, scales + b / 2, 4 * sizeof *s);
+        return __builtin_shuffle(v_half(s), (vi){0, 0, 1, 1, 2, 2, 3, 3});
+    }
+    if (count == LANES) {
+        memcpy(s, scales + b / 4, 2 * sizeof *s);
+        return __builtin_shuffle(v_half(s), (vi){0, 0, 0, 0, 1, 1, 1, 1});
+    }
     for (int64_t l = 0; l < count; l++) s[l] = scales[(b + l) >> shift];
     return v_half(s);
 }
