@@ -121,14 +121,14 @@ def read_adapter(
     if re.fullmatch(r"[\w-]+", adapter) is None:
         raise UsageError(f"adapter: expected a name of letters, digits, '_' and '-', got {adapter!r}")
     recover_dir(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MinedgeFormatError(f"{folder}: no such folder; expected one with adapter_config.json")
     file, weights = member(folder, "adapter_config.json"), member(folder, "adapter_model.safetensors")
     config = read_json(file)
     problem = _config_problem(config)
     if problem:
         raise MinedgeFormatError(f"{file}: {problem}")
-    if not weights.exists() and (folder / "adapter_model.bin").exists():
+    if not os.path.exists(weights) and (folder / "adapter_model.bin").exists():
         raise MinedgeFormatError(
             f"{folder}: only adapter_model.bin here, a pickle, which can run any code and is never read; "
             "save it again with a newer peft: model.save_pretrained(folder, safe_serialization=True)"

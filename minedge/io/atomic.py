@@ -114,7 +114,7 @@ def _sibling(target: Path, role: str) -> Path:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -145,7 +145,7 @@ def recover_dir(path: str | os.PathLike[str]) -> None:
     back.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         remove_stale(path.parent)
 
 
@@ -191,7 +191,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | Callable[[Path], No
     on any error or interruption the temporary is removed and the old file stays.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"cannot write {path}: it is a folder, a file name was expected")
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def _check_target(path: Path, overwrite: bool, marker: str | None) -> None:
         return
     if not overwrite:
         raise UsageError(f"the output folder {path} exists already; choose another name, or ask to overwrite it")
-    if path.is_symlink() or not path.is_dir():
+    if path.is_symlink() or not os.path.isdir(path):
         raise UsageError(f"cannot overwrite {path}: it is not a folder")
     with os_errors(path, "read"):
         entries = os.listdir(path)
@@ -273,7 +273,7 @@ def _check_target(path: Path, overwrite: bool, marker: str | None) -> None:
 
 
 def _rename_dir(temporary: Path, path: Path) -> None:
-    if not path.exists():
+    if not os.path.exists(path):
         os.rename(temporary, path)
         return
     if _exchange(temporary, path):

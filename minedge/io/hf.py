@@ -61,7 +61,7 @@ def read_config(path: str | os.PathLike[str]) -> tuple[Config, dict[str, LinearK
     """Read config.json alone: the sizes, and the kind of every linear."""
     folder = Path(path)
     recover_dir(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MinedgeFormatError(f"{folder}: no such folder; expected one with config.json and model.safetensors")
     file = member(folder, "config.json")
     data = {key: value for key, value in read_json(file).items() if key not in _FILE_DTYPE_KEYS}
@@ -97,7 +97,7 @@ def read_trainable_names(path: str | os.PathLike[str]) -> frozenset[str] | None:
 def read_generation_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """generation_config.json, or None where there is none."""
     file = member(Path(path), "generation_config.json")
-    return read_json(file) if file.exists() else None
+    return read_json(file) if os.path.exists(file) else None
 
 
 def _own_part(data: Mapping[str, Any]) -> Mapping[str, Any]:

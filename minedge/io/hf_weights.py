@@ -47,10 +47,10 @@ def open_weights(folder: Path, config: Config, stack: contextlib.ExitStack) -> d
     """Tensor name, as minedge has it -> where it is stored."""
     single, index = member(folder, "model.safetensors"), member(folder, "model.safetensors.index.json")
     found: dict[str, Stored] = {}
-    if single.exists():
+    if os.path.exists(single):
         file = stack.enter_context(SafetensorsFile(single))
         found = {name: Stored(file, name, info) for name, info in file.header.tensors.items()}
-    elif index.exists():
+    elif os.path.exists(index):
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise MinedgeFormatError(f"{index}: weight_map: expected an object from tensor names to file names")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NoReturn
@@ -130,20 +130,19 @@ class _Parser:
             values.append(self.number())
         return tuple(values)
 
-    def members(self) -> Iterator[str]:
-        """The keys of an object, one at a time, each only once; the caller reads the value before it asks for the
-        next.
+    def members(self, seen: Container[str] = ()) -> Iterator[str]:
+        """The keys of an object, one at a time; the caller reads a key's value before it asks for the next.
+
+        `seen` is the collection into which the caller puts the keys: one that is in it already occurs twice.
         """
         self.take(b"{")
         if self.peek() == b"}":
             self.at += 1
             return
-        seen: set[str] = set()
         while True:
             key = self.string()
             if key in seen:
                 self.fail(f"key {key!r} occurs twice")
-            seen.add(key)
             self.take(b":")
             yield key
             if self.take(b",", b"}") == b"}":
@@ -156,11 +155,16 @@ def _parse(data: bytes, where: str) -> tuple[dict[str, TensorInfo], dict[str, st
         parser.fail("a header starts with '{'")
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
-    for name in parser.members():
-        if name == "__metadata__":
-            metadata = {key: parser.string() for key in parser.members()}
-        else:
+    with_metadata = False
+    for name in parser.members(tensors):
+        if name != "__metadata__":
             tensors[name] = _parse_tensor(parser, name)
+        elif with_metadata:
+            parser.fail("key '__metadata__' occurs twice")
+        else:
+            with_metadata = True
+            for key in parser.members(metadata):
+                metadata[key] = parser.string()
     rest = data[parser.at :].lstrip(b" ")
     if rest:
         parser.fail("only spaces may follow the header's last '}'")
@@ -169,7 +173,7 @@ def _parse(data: bytes, where: str) -> tuple[dict[str, TensorInfo], dict[str, st
 
 def _parse_tensor(parser: _Parser, name: str) -> TensorInfo:
     fields: dict[str, Any] = {}
-    for key in parser.members():
+    for key in parser.members(fields):
         if key == "dtype":
             fields[key] = parser.string()
             if fields[key] not in FILE_DTYPES:
@@ -192,9 +196,11 @@ def _check_ranges(tensors: dict[str, TensorInfo], data_bytes: int, where: str) -
     """Tensors in the order of their bytes, once it is certain that shapes fit ranges and ranges tile the data
     exactly.
     """
-    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
+    names = sorted(tensors, key=lambda name: tensors[name].end)
+    names.sort(key=lambda name: tensors[name].begin)  # stable: by begin, then end, without a tuple for each
     position = 0
-    for name, info in ordered.items():
+    for name in names:
+        info = tensors[name]
         # Python integers do not wrap; the bound on nonzero dimensions keeps [2^40, 2^40, 0] out, which the library
         # refuses too.
         if prod(max(dim, 1) for dim in info.shape) * 8 >= 1 << 63:
@@ -219,7 +225,7 @@ def _check_ranges(tensors: dict[str, TensorInfo], data_bytes: int, where: str) -
         raise MinedgeFormatError(
             f"{where}: {data_bytes - position} bytes after the last tensor's end at data byte {position}"
         )
-    return ordered
+    return {name: tensors[name] for name in names}
 
 
 def load_header(file: Any, size: int, where: str) -> Header:

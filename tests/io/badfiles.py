@@ -124,6 +124,7 @@ BAD = {
     "same range twice": pack({"a": entry(), "b": entry()}, _EIGHT),
     "one range inside another": pack({"a": entry(shape=(4,), offsets=(0, 16)), "b": entry(offsets=(4, 12))}, bytes(16)),
     "truncated data": pack({"a": entry()}, bytes(7)),
+    "metadata twice": pack(b'{"__metadata__":{},"__metadata__":{}}'),
     "metadata with a number": pack({"__metadata__": {"a": 1}}),
     "metadata with an object": pack({"__metadata__": {"a": {}}}),
     "metadata is a list": pack({"__metadata__": []}),
