@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,9 @@ import numpy as np
 
 from minedge.errors import DivergedError, Interrupted, MinedgeFormatError, UsageError
 from minedge.finetune.evaluate import evaluate_text
+from minedge.finetune.events import Event, Signals
 from minedge.finetune.methods import make_method
+from minedge.finetune.prepare import packed_parts, start_model, trained_adapter
 from minedge.finetune.run import RunFolder, differences, environment
 from minedge.finetune.train_config import TrainConfig
 from minedge.io import checkpoint
@@ -33,31 +32,6 @@ __all__ = ["Event", "TrainConfig", "train"]
 
 _STATE_VERSION = 1
 _FIXED = ("method", "lora")  # settings without which a checkpoint means nothing
-
-
-@dataclass(frozen=True)
-class Event:
-    """What `on_event` is told. `kind` says which fields hold something:
-
-    start     step, iters, n_trainable            resumed    step, path           warning   message
-    step      loss, lr, grad_norm, tokens_per_s, eta (seconds)                    eval      valid_loss, best
-    saved     path                                stopped    message (early stop) done      step, best, path, seconds
-    """
-
-    kind: str
-    step: int = 0
-    iters: int = 0
-    loss: float | None = None
-    lr: float | None = None
-    grad_norm: float | None = None
-    tokens_per_s: float | None = None
-    eta: float | None = None
-    valid_loss: float | None = None
-    best: dict[str, Any] | None = None
-    n_trainable: int | None = None
-    path: str | None = None
-    seconds: float | None = None
-    message: str | None = None
 
 
 def train(
@@ -87,18 +61,20 @@ def train(
     after Ctrl-C or SIGTERM, once the step in progress is done and saved.
     """
     settings = TrainConfig.of({"method": method, **options}) if config is None else config
-    with RunFolder.open(out, resume) as folder, _Signals() as signals:
+    with RunFolder.open(out, resume) as folder, Signals() as signals:
         return _Trainer(model, data, settings, folder, on_event, signals).run(resume)
 
 
 class _Trainer:
     """One run: what stays the same during it, and (below the blank line) what a checkpoint has to hold."""
 
-    def __init__(self, model: Any, data: Any, config: TrainConfig, folder: RunFolder, on_event: Any, signals: _Signals):
+    def __init__(self, model: Any, data: Any, config: TrainConfig, folder: RunFolder, on_event: Any, signals: Signals):
         self.config, self.folder, self.on_event, self.signals = config, folder, on_event, signals
-        self.data_info = dict(getattr(data, "info", None) or {})
-        self.train_data, self.valid_data = _packed(data, model.tokenizer, config.seq_len)
-        self.start_model = _with_adapter(model, config)  # where the run starts from; shares its arrays with `model`
+        if config.seq_len - 1 > model.config.context_length:  # the last token of a row is only predicted
+            longest = model.config.context_length + 1
+            raise UsageError(f"seq_len: expected at most {longest} for this model's context, got {config.seq_len}")
+        self.train_data, self.valid_data, self.data_info = packed_parts(data, model.tokenizer, config.seq_len)
+        self.start_model = start_model(model, config)  # where the run starts from; shares its arrays with `model`
         self.model = self.start_model.trainable()  # what is trained
         self.method = make_method(self.model, config)
         self.names = sorted(self.model.trainable_names)
@@ -123,7 +99,7 @@ class _Trainer:
         found = self.folder.find(resume)
         if found is not None:
             self._load(found)
-        self.folder.begin(self._header(), self.step)
+        self.folder.begin(self._header(), self.step if found is not None else -1)
         self.emit("start", n_trainable=sum(self.model.params[n].size for n in self.names))
         if found is not None:
             self.emit("resumed", path=str(found))
@@ -289,10 +265,11 @@ class _Trainer:
                 log.settings, log.base_sha256, log.trainable_sha256, log.projected_grads[: at * log.settings.n_samples]
             )
             save_log(short, folder / "mezo.log")
-        if _has_adapter(result):
+        adapter = trained_adapter(result)
+        if adapter is not None:
             from minedge.finetune import lora
 
-            lora.save_adapter(result, folder / "adapter", overwrite=True)
+            lora.save_adapter(result, folder / "adapter", overwrite=True, adapter=adapter)
             return str(folder / "adapter")
         if hasattr(result, "save"):
             result.save(folder / "model", overwrite=True)
@@ -327,73 +304,3 @@ class _Trainer:
             self.on_event(Event(kind, self.step, self.config.iters, best=self.best, **values))
         except KeyboardInterrupt:
             self.signals.name = "KeyboardInterrupt"
-
-
-class _Signals:
-    """Turns the first Ctrl-C or SIGTERM into a note that the loop reads between steps; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old if old is not None else signal.SIG_DFL)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.name is not None:
-            raise KeyboardInterrupt
-        self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-
-
-def _has_adapter(model: Any) -> bool:
-    return any(".lora_A." in name for name in model.params)
-
-
-def _with_adapter(model: Any, config: TrainConfig) -> Any:
-    """The model with an adapter where the settings ask for one and it has none."""
-    if (config.method == "lora" or config.lora is not None) and not _has_adapter(model):
-        from minedge.finetune import lora
-
-        options: Mapping[str, Any] = config.lora or {}
-        model = lora.add(
-            model, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}, seed=config.seed
-        )
-    if not model.trainable_names:
-        raise UsageError("model: it has no trainable arrays; train an adapter instead (method='lora')")
-    return model
-
-
-def _packed(data: Any, tokenizer: Any, seq_len: int) -> tuple[Any, Any]:
-    """Train and validation data, packed; see `train` for what `data` may be."""
-    if isinstance(data, (str, os.PathLike)):
-        from minedge.data.loaders import load_data
-
-        data = load_data(data)  # type: ignore[arg-type]
-    if isinstance(data, tuple) and len(data) == 2:
-        parts = list(data)
-    elif hasattr(data, "train"):
-        parts = [data.train, getattr(data, "valid", None)]
-    else:
-        parts = [data, None]
-    packed: list[Any] = []
-    for part in parts:
-        if part is None or hasattr(part, "batch"):
-            packed.append(part)
-        elif hasattr(part, "pack"):
-            if tokenizer is None:
-                raise UsageError("model: it has no tokenizer, so text cannot be packed; give packed data")
-            packed.append(part.pack(tokenizer, seq_len) if len(part) else None)
-        else:
-            raise UsageError(
-                f"data: expected splits with pack() or packed data with batch(), got {type(part).__name__}"
-            )
-    if packed[0] is None:
-        raise UsageError("data: expected training examples, got none; check the file")
-    return packed[0], packed[1]
