@@ -5,19 +5,19 @@
 
 #define RUN(kernel, n, grain, cost) me_run(me_table_of(isa)->kernel, &a, n, grain, cost)
 
-/* blocks of 32, counted from number 0 of the tensor, that start .. start + n - 1 touches */
-static int64_t noise_blocks(int64_t start, int64_t n) { return n > 0 ? (start + n - 1) / 32 - start / 32 + 1 : 0; }
+/* blocks, counted from number 0 of the tensor, that start .. start + n - 1 touches */
+static int64_t noise_blocks(int64_t start, int64_t n) { return n > 0 ? (start + n - 1) / ME_NOISE_BLOCK - start / ME_NOISE_BLOCK + 1 : 0; }
 
 void me_normal(int isa, float *z, uint32_t key0, uint32_t key1, uint32_t step, uint32_t sample, uint32_t tensor, int64_t start,
                int64_t n) {
     struct me_noise a = {z, NULL, 0, 0, key0, key1, step, sample, tensor, start, n};
-    RUN(normal, noise_blocks(start, n), 1, 200);
+    RUN(normal, noise_blocks(start, n), 1, 400);
 }
 
 void me_perturb(int isa, float *out, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1, uint32_t step,
                 uint32_t sample, uint32_t tensor, int64_t start, int64_t n) {
     struct me_noise a = {out, weight, decay, scale, key0, key1, step, sample, tensor, start, n};
-    RUN(perturb, noise_blocks(start, n), 1, 250);
+    RUN(perturb, noise_blocks(start, n), 1, 500);
 }
 
 void me_int4_quantize(int isa, uint8_t *qweight, uint16_t *scales, const float *weight, int64_t group, int64_t out, int64_t in) {

@@ -12,6 +12,7 @@ void me_run(me_task *task, const void *args, int64_t n, int64_t grain, int64_t c
 
 #define ME_PART_ROWS 64       /* rows whose gradients of a shared weight are summed before they join the total */
 #define ME_SUM_BLOCK 4096     /* elements of one float64 partial sum */
+#define ME_NOISE_BLOCK 64     /* numbers of one task of the noise kernels */
 #define ME_COLUMNS 16         /* columns of one task of embedding_backward: a cache line, so threads do not share one */
 
 struct me_embedding { float *out; const int64_t *ids; const float *in; int64_t N, C; };

@@ -1,6 +1,6 @@
 /* The generator of MeZO's perturbations, specification version 1 (minedge/ops/numpy_ops/noise.py): the bits are the interface.
  * Every operation below is rounded on its own, in the stated order; v_fma must not appear in this file.
- * Eight counters are mixed at a time, one per lane, which gives 32 numbers. */
+ * Sixteen counters are mixed at a time, which gives 64 numbers. */
 #ifndef ME_ISA
 #include "isa.h"
 #endif
@@ -74,30 +74,41 @@ static const float normal_c[14] = {
     0x1.d5a82cp+1f,  -0x1.69e130p-3f, -0x1.db940cp-9f, -0x1.fe7fa0p-14f, -0x1.42b7f4p-19f, 0x1.d87992p-23f,  0x1.0bda1ap-25f,
     0x1.664a8cp-29f, 0x1.304d04p-32f, 0x1.c3d276p-37f, -0x1.cb85d2p-40f, -0x1.560942p-43f, 0x1.398a3cp-49f, 0x1.8aa0e2p-52f};
 
-INLINE vf horner(const float *c, int degree, vf x) {
-    vf sum = v_set(c[degree]);
-    for (int k = degree - 1; k >= 0; k--) sum = sum * x + v_set(c[k]);  /* product and sum rounded one after the other */
-    return sum;
+#define MANY 8  /* vectors turned into normals together: their chains of dependent operations fill each other's gaps */
+
+/* sum[i] = c[degree] x^degree + ... + c[0]; product and sum rounded one after the other */
+INLINE void horner(vf sum[MANY], const float *c, const int degree, const vf x[MANY]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < MANY; i++) sum[i] = v_set(c[degree]);
+#pragma GCC unroll 16
+    for (int k = degree - 1; k >= 0; k--)
+#pragma GCC unroll 8
+        for (int i = 0; i < MANY; i++) sum[i] = sum[i] * x[i] + v_set(c[k]);
 }
 
-/* One word to one normal number: u = (word >> 9) 2^-23 + 2^-24, z = inverse normal distribution function of u. */
-INLINE vf to_normal(vu word) {
-    vf u = __builtin_convertvector((vi)(word >> 9), vf) * v_set(0x1p-23f) + v_set(0x1p-24f);
-    vf v = v_set(1) - u;
-    vi bits = (vi)(u * v);
-    vi e = (bits - v_seti(0x3f3504f3)) >> 23;
-    vf t = (vf)(bits - (e << 23)) - v_set(1);
-    vf y = horner(log2_c, 5, t) * t + __builtin_convertvector(e + 13, vf);
-    return (u - v) * horner(normal_c, 13, y);
+/* Words to normal numbers: u = (word >> 9) 2^-23 + 2^-24, z = inverse normal distribution function of u. */
+INLINE void to_normal(vf z[MANY], const vu word[MANY]) {
+    vf slope[MANY], t[MANY], y[MANY], whole[MANY];
+#pragma GCC unroll 8
+    for (int i = 0; i < MANY; i++) {
+        vf u = __builtin_convertvector((vi)(word[i] >> 9), vf) * v_set(0x1p-23f) + v_set(0x1p-24f);
+        vf v = v_set(1) - u;
+        vi bits = (vi)(u * v);
+        vi e = (bits - v_seti(0x3f3504f3)) >> 23;
+        t[i] = (vf)(bits - (e << 23)) - v_set(1);
+        whole[i] = __builtin_convertvector(e + 13, vf);
+        slope[i] = u - v;
+    }
+    horner(y, log2_c, 5, t);
+#pragma GCC unroll 8
+    for (int i = 0; i < MANY; i++) y[i] = y[i] * t[i] + whole[i];
+    horner(z, normal_c, 13, y);
+#pragma GCC unroll 8
+    for (int i = 0; i < MANY; i++) z[i] = slope[i] * z[i];
 }
 
-/* z[0..31] = numbers 4 * counter .. 4 * counter + 31 of the tensor */
-INLINE void normal32(float *z, const struct me_noise *a, const uint32_t key[20], uint32_t counter) {
-    vu c[4];
-    philox(c, a, key, counter);
-    vf w[4];
-    for (int k = 0; k < 4; k++) w[k] = to_normal(c[k]);
-    /* lane l of w[k] is number 4 l + k: turn the 4 x 8 block over */
+/* lane l of w[k] is number 4 l + k: turn the 4 x 8 block over */
+INLINE void store_in_order(float *z, const vf w[4]) {
 #if defined(ME_AVX2)
     __m256 t0 = _mm256_unpacklo_ps((__m256)w[0], (__m256)w[1]), t1 = _mm256_unpackhi_ps((__m256)w[0], (__m256)w[1]);
     __m256 t2 = _mm256_unpacklo_ps((__m256)w[2], (__m256)w[3]), t3 = _mm256_unpackhi_ps((__m256)w[2], (__m256)w[3]);
@@ -113,11 +124,22 @@ INLINE void normal32(float *z, const struct me_noise *a, const uint32_t key[20],
 #endif
 }
 
-/* Items are blocks of 32 numbers counted from number 0 of the tensor; this finds the part of block b that was asked for. */
+/* z[0..63] = numbers 4 * counter .. 4 * counter + 63 of the tensor */
+INLINE void normal64(float *z, const struct me_noise *a, const uint32_t key[20], uint32_t counter) {
+    vu words[MANY];
+    vf numbers[MANY];
+    philox(words, a, key, counter);
+    philox(words + 4, a, key, counter + 8);
+    to_normal(numbers, words);
+    store_in_order(z, numbers);
+    store_in_order(z + 32, numbers + 4);
+}
+
+/* Items are blocks of ME_NOISE_BLOCK numbers counted from number 0 of the tensor; this finds the part of block b that was asked for. */
 INLINE void block_range(const struct me_noise *a, int64_t b, int64_t *from, int64_t *to) {
-    int64_t first = (a->start / 32 + b) * 32;
+    int64_t first = (a->start / ME_NOISE_BLOCK + b) * ME_NOISE_BLOCK;
     *from = a->start > first ? a->start - first : 0;
-    *to = a->start + a->n - first < 32 ? a->start + a->n - first : 32;
+    *to = a->start + a->n - first < ME_NOISE_BLOCK ? a->start + a->n - first : ME_NOISE_BLOCK;
 }
 
 ME_KERNEL(normal) {
@@ -125,14 +147,14 @@ ME_KERNEL(normal) {
     uint32_t key[20];
     round_keys(key, a);
     for (int64_t b = begin; b < end; b++) {
-        int64_t number = a->start / 32 + b, from, to;
+        int64_t number = a->start / ME_NOISE_BLOCK + b, from, to;
         block_range(a, b, &from, &to);
-        float *out = a->out + (number * 32 - a->start);
-        if (from == 0 && to == 32) {
-            normal32(out, a, key, (uint32_t)(number * 8));
+        float *out = a->out + (number * ME_NOISE_BLOCK - a->start);
+        if (from == 0 && to == ME_NOISE_BLOCK) {
+            normal64(out, a, key, (uint32_t)(number * (ME_NOISE_BLOCK / 4)));
         } else {
-            float z[32];
-            normal32(z, a, key, (uint32_t)(number * 8));
+            float z[ME_NOISE_BLOCK];
+            normal64(z, a, key, (uint32_t)(number * (ME_NOISE_BLOCK / 4)));
             for (int64_t i = from; i < to; i++) out[i] = z[i];
         }
     }
@@ -145,13 +167,13 @@ ME_KERNEL(perturb) {
     uint32_t key[20];
     round_keys(key, a);
     for (int64_t b = begin; b < end; b++) {
-        int64_t number = a->start / 32 + b, from, to;
-        float z[32];
+        int64_t number = a->start / ME_NOISE_BLOCK + b, from, to;
+        float z[ME_NOISE_BLOCK];
         block_range(a, b, &from, &to);
-        int64_t shift = number * 32 - a->start;
-        normal32(z, a, key, (uint32_t)(number * 8));
-        if (from == 0 && to == 32) {
-            for (int i = 0; i < 32; i += LANES)
+        int64_t shift = number * ME_NOISE_BLOCK - a->start;
+        normal64(z, a, key, (uint32_t)(number * (ME_NOISE_BLOCK / 4)));
+        if (from == 0 && to == ME_NOISE_BLOCK) {
+            for (int i = 0; i < ME_NOISE_BLOCK; i += LANES)
                 v_store(a->out + shift + i, decay * v_load(a->weight + shift + i) + scale * v_load(z + i));
         } else {
             for (int64_t i = from; i < to; i++) a->out[shift + i] = a->decay * a->weight[shift + i] + a->scale * z[i];
