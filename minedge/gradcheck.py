@@ -3,7 +3,7 @@ r"""Is a hand-written backward the derivative of its forward? One call answers.
 For `out, cache = forward(*args)` and `grads = backward(dout, cache)`, draw a random `dout` and, for one argument x, a
 random direction v. Both sides of
 
-    sum(dout * J v)  =  sum(dx * v)      J the Jacobian of forward with respect to x, dx = J^T dout what backward returns
+    sum(dout * J v)  =  sum(dx * v)     J the Jacobian of forward with respect to x, dx = J^T dout what backward returns
 
 are numbers. The left one is the slope at t = 0 of t -> sum(dout * forward(x + t v)), measured by central differences;
 the right one uses backward. A random direction touches every element at once, so an error of 1% in one term shows
