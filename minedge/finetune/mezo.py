@@ -153,8 +153,7 @@ def _update_(model: Model, s: Settings, t: int, projected_grads: Sequence[float]
             scale = -lr * projected_grad / s.n_samples
             ops.perturb_(weight, decay if sample == 0 else 1.0, scale, s.seed, t, sample, ids[name])
     for module, kind in model.linears.items():
-        if not model.trainable_names.isdisjoint(kind.trainable(module)):
-            kind.constrain_(model.params, module, ops)
+        kind.constrain_(model.params, module, ops)
 
 
 def replay(model: AnyModel, log: Log) -> AnyModel:

@@ -49,7 +49,7 @@ MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85  # golden ratio and sqrt(3) - 1, in units of 2^-32: added to the key every round
 LOW_32, SHIFT_32 = np.uint64(0xFFFFFFFF), np.uint64(32)
 SQRT_HALF_BITS = np.int32(0x3F3504F3)
-CHUNK = 1 << 15  # numbers made at a time: about 1 MB of temporaries, whatever the size of the tensor
+CHUNK = 1 << 14  # numbers made at a time: under 1 MB of temporaries, whatever the size of the tensor
 
 
 def _float32(*numbers: str) -> tuple[np.float32, ...]:
