@@ -24,10 +24,10 @@ from minedge.errors import MinedgeFormatError
 
 __all__ = ["RUN", "SeenFilter", "overlapping", "window_hashes"]
 
-RUN = 60  # characters in a row: more is a copy
+RUN = 40  # characters in a row: more is a copy
 SHINGLE = 5  # words
 NEAR = 0.5  # share of a passage's shingles that makes it a near-duplicate
-GRAM, WINDOW = 40, 41  # the fingerprint finds every shared run of 80 characters
+GRAM, WINDOW = 32, 29  # the fingerprint finds every shared run of 60 characters
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _WORDS = re.compile(r"\w+")
@@ -82,7 +82,7 @@ def _word_windows(texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]
 def overlapping(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """bool (len(texts),): True where a text repeats something of `others`.
 
-    Either it shares a run of 60 characters with one of them (case and white space aside; a shorter text must equal
+    Either it shares a run of 40 characters with one of them (case and white space aside; a shorter text must equal
     one), or more than half of its 5-word shingles occur in them.
     """
     if not texts or not others:
@@ -121,8 +121,8 @@ def _fingerprint(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 class SeenFilter:
     """A small record of a training split that tells later which passages repeat it.
 
-    `seen(texts)` is True for a text that shares a run of 80 characters with the split, for an exact copy of any length,
-    and by chance in about one passage of ten thousand. Shared runs of 40 to 79 characters are mostly found.
+    `seen(texts)` is True for a text that shares a run of 60 characters with the split, for an exact copy of any length,
+    and by chance in about one passage of three thousand. Of shared runs of 32 to 59 characters it finds some.
     """
 
     def __init__(self, hashes: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """Train, validation and test parts of the built-in corpus that never share a passage, on any Python version.
 
 A module belongs to one part for ever: the part follows from a hash of its path alone, so new modules move nothing. Then
-a validation or test passage that repeats something of training (an exact copy, a shared run of 60 characters, or more
+a validation or test passage that repeats something of training (an exact copy, a shared run of 40 characters, or more
 than half of its 5-word shingles) is dropped from evaluation, and a validation passage that repeats something of test
 likewise.
 """
