@@ -113,20 +113,17 @@ def xz_size(texts: Sequence[str]) -> int:
     return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
 
 
-def main() -> None:
-    """Print the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tokenizer", help="folder with tokenizer.json; default: train one of 1536 ids on the training part")
-    args = parser.parse_args()
+def measure(tokenizer: Tokenizer | None = None) -> dict:
+    """All baselines on the test part; `tokenizer` None trains one of 1536 ids on the training part."""
     found = stdlib_splits()
     texts = {part: found.texts(part) for part in ("train", "valid", "test")}
     n_bytes = {part: found.n_bytes(part) for part in texts}
-    tokenizer = Tokenizer.load(args.tokenizer) if args.tokenizer else Tokenizer.train_bpe(texts["train"], 1536)
+    tokenizer = tokenizer or Tokenizer.train_bpe(texts["train"], 1536)
     as_bytes = {part: [list(t.encode()) for t in docs] for part, docs in texts.items()}
     as_tokens = {part: tokenizer.encode_batch(docs) for part, docs in texts.items()}
     end = tokenizer.vocab_size
 
-    figures = {
+    return {
         "python": found.python,
         "corpus_sha256": found.sha256,
         "n_bytes": n_bytes,
@@ -139,7 +136,16 @@ def main() -> None:
         "token_5gram": {"vocab_size": tokenizer.vocab_size, **ngram_bits_per_byte(as_tokens, n_bytes, end, ORDER)},
         "token_3gram": {"vocab_size": tokenizer.vocab_size, **ngram_bits_per_byte(as_tokens, n_bytes, end, 3)},
     }
-    print(json.dumps(figures, indent=2))
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--tokenizer", help="folder with tokenizer.json; default: train one of 1536 ids on the training part"
+    )
+    args = parser.parse_args()
+    print(json.dumps(measure(Tokenizer.load(args.tokenizer) if args.tokenizer else None), indent=2))
 
 
 if __name__ == "__main__":
