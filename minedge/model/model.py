@@ -91,11 +91,12 @@ class Model:
         x, _ = transformer.forward_hidden(self.config, self.params, self.linears, inputs, ops, noise, keep_cache=False)
         x = x.reshape(-1, x.shape[-1])
         rows = np.flatnonzero(weights)  # positions that do not count need no logits
+        head = transformer.head_params(self.config, self.params, self.linears, ops, noise)
         step = max(1, LOGIT_TILE // self.config.vocab_size)
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
-            logits, _ = transformer.head_forward(self.config, self.params, self.linears, tile, ops, noise)
+            logits, _ = transformer.head_forward(self.config, head, self.linears, tile, ops)
             total += ops.cross_entropy_forward(logits, targets[part], weights[part])[0]
         return total, float(weights.sum(dtype=np.float64))
 
@@ -119,13 +120,16 @@ class Model:
             normalizer = float(weights.sum(dtype=np.float64))
         weights = (weights / normalizer).astype(weights.dtype)
         ops = self.ops
-        logits, cache = transformer.forward(self.config, self.params, self.linears, inputs, ops)
+        model, wanted = (self.config, self.linears, ops), self.trainable_names
+        x, cache = transformer.forward_hidden(self.config, self.params, self.linears, inputs, ops)
+        assert cache is not None
+        logits, head_cache = transformer.head_forward(self.config, self.params, self.linears, x, ops)
         loss, loss_cache = ops.cross_entropy_forward(logits.reshape(-1, logits.shape[-1]), targets, weights)
         dlogits = ops.cross_entropy_backward(1.0, loss_cache).reshape(logits.shape)
-        del logits, loss_cache  # the largest arrays of a step; backward needs only dlogits
-        assert cache is not None
-        grads = transformer.backward(dlogits, cache, self.config, self.linears, ops, self.trainable_names)
-        return loss, grads
+        del logits, loss_cache  # often the largest arrays of a step, gone before the layers' backward
+        dx, grads = transformer.head_backward(dlogits, head_cache, self.params, *model, wanted)
+        del dlogits, head_cache, x
+        return loss, transformer.add_grads_(grads, transformer.backward_hidden(dx, cache, *model, wanted))
 
     def _shifted(self, tokens: Array, loss_mask: Array | None) -> tuple[Array, Array, Array]:
         """-> inputs (B, T-1), targets (B*(T-1),), weights (B*(T-1),)."""

@@ -15,7 +15,7 @@ perturbation arrives as `noise` and only changes what `params[name]` yields.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from minedge.model.shapes import head_name, init_params, linear_shapes, param_sh
 from minedge.ops import Ops
 
 __all__ = [
+    "add_grads_",
     "backward",
     "backward_hidden",
     "forward",
@@ -37,6 +38,7 @@ __all__ = [
     "head_backward",
     "head_forward",
     "head_name",
+    "head_params",
     "init_params",
     "linear_shapes",
     "param_shapes",
@@ -57,6 +59,7 @@ class _Pass:
     ops: Ops
     int8: bool = False
     kv: KVCache | None = None
+    keep: bool = True  # False: no backward will follow, so nothing is kept for one
     wanted: frozenset[str] = frozenset()
     grads: Grads = field(default_factory=dict)
 
@@ -71,7 +74,7 @@ def _linear_forward(x: Array, run: _Pass, name: str) -> tuple[Array, tuple]:
     out, cache = run.linears[name].forward(x, run.p, name, run.ops, int8=run.int8)
     if f"{name}.bias" in run.p:
         out = run.ops.bias_forward(out, run.p[f"{name}.bias"])[0]
-    return out, cache
+    return out, cache if run.keep else ()  # the cache may hold a perturbed or unpacked weight: one at a time
 
 
 def _linear_backward(dout: Array, cache: tuple, run: _Pass, name: str) -> Array:
@@ -123,6 +126,7 @@ def _attention_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
         cuts = [config.q_width, config.q_width + config.kv_width]
         parts = [np.ascontiguousarray(y) for y in np.split(parts[0], cuts, axis=-1)]
     q, k, v = (y.reshape(B, T, -1, config.head_dim) for y in parts)  # (B, T, H or KV, D)
+    del parts  # so that q and k die where rotary replaces them
     qn = kn = qr = kr = None
     if a.q_norm and a.k_norm:  # over head_dim
         q, qn = ops.rms_norm_forward(q, run.p[f"{run.name(i, a.q_norm)}.weight"], config.norm_eps)
@@ -173,6 +177,22 @@ def _mlp_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
     return _fan_out_backward(douts, in_caches, run, i, a.mlp_in)
 
 
+def _residual_forward(x: Array, run: _Pass, norm: str, block: Callable, i: int) -> tuple[Array, tuple]:
+    """x + block(norm(x)): half a layer. (B, T, C) -> (B, T, C)."""
+    n, norm_cache = _norm_forward(x, run, run.name(i, norm))
+    y, cache = block(n, run, i)
+    y += x  # y is the fresh array of the block's last product, owned here
+    return y, (norm_cache, cache) if run.keep else ()
+
+
+def _residual_backward(dout: Array, cache: tuple, run: _Pass, norm: str, block_backward: Callable, i: int) -> Array:
+    norm_cache, block_cache = cache
+    dn = block_backward(dout, block_cache, run, i)
+    dx = _norm_backward(dn, norm_cache, run, run.name(i, norm))
+    dx += dout  # inverts x + block(norm(x)); dx is fresh, owned here
+    return dx
+
+
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
@@ -188,26 +208,22 @@ def forward_hidden(
     keep_cache: bool = True,
 ) -> tuple[Array, tuple | None]:
     """tokens (B, T) -> the final norm's output (B, T, C). Without `keep_cache` a layer's cache dies with the layer."""
-    run = _Pass(config, _view(params, noise, ops), linears, ops, int8, kv)
+    run = _Pass(config, _view(params, noise, ops), linears, ops, int8, kv, keep_cache)
     a = config.arch
     x = linears[a.embed].rows(tokens, run.p, a.embed, ops)  # (B, T, C)
     if a.positions:
         start = kv.length if kv else 0
         x = x + Dense().rows(np.arange(start, start + tokens.shape[1]), run.p, a.positions, ops)
-    layers = []
+    halves = []  # two caches a layer
     for i in range(config.n_layer):
-        n1, c1 = _norm_forward(x, run, run.name(i, a.norm1))
-        y, c2 = _attention_forward(n1, run, i)
-        x = x + y
-        n2, c3 = _norm_forward(x, run, run.name(i, a.norm2))
-        y, c4 = _mlp_forward(n2, run, i)
-        x = x + y
-        layers.append((c1, c2, c3, c4) if keep_cache else None)
-        del n1, n2, y, c1, c2, c3, c4  # in a forward-only pass nothing outlives its layer
+        x, cache = _residual_forward(x, run, a.norm1, _attention_forward, i)
+        halves.append(cache)
+        x, cache = _residual_forward(x, run, a.norm2, _mlp_forward, i)
+        halves.append(cache)
     if kv is not None:
         kv.advance(tokens.shape[1])
     x, c_norm = _norm_forward(x, run, a.final_norm)
-    return x, ((tokens, layers, c_norm, run.p) if keep_cache else None)
+    return x, ((tokens, halves, c_norm, run.p) if keep_cache else None)
 
 
 def head_forward(
@@ -216,6 +232,13 @@ def head_forward(
     """x (..., C) -> logits (..., V)."""
     name = head_name(config)
     return linears[name].forward(x, _view(params, noise, ops), name, ops, int8=int8)
+
+
+def head_params(config: Config, params: Params, linears: Linears, ops: Ops, noise: Noise | None) -> Params:
+    """Just the head's arrays, perturbed once where there is noise: for callers that make logits tile by tile."""
+    name = head_name(config)
+    view = _view(params, noise, ops)
+    return {key: view[key] for key in linears[name].shapes(name, *linear_shapes(config)[name])}
 
 
 def forward(
@@ -239,8 +262,16 @@ def backward(dlogits: Array, cache: tuple, config: Config, linears: Linears, ops
     """dlogits (B, T, V) -> the wanted gradients by name. A tied matrix gathers from the head and from the embedding."""
     hidden_cache, head_cache = cache
     dx, grads = head_backward(dlogits, head_cache, hidden_cache[3], config, linears, ops, wanted)
-    for name, grad in backward_hidden(dx, hidden_cache, config, linears, ops, wanted).items():
-        grads[name] = grads[name] + grad if name in grads else grad
+    return add_grads_(grads, backward_hidden(dx, hidden_cache, config, linears, ops, wanted))
+
+
+def add_grads_(grads: Grads, more: Grads) -> Grads:
+    """Add `more` into `grads` in place: gradients are fresh arrays that belong to whoever asked for them."""
+    for name, grad in more.items():
+        if name in grads:
+            grads[name] += grad
+        else:
+            grads[name] = grad
     return grads
 
 
@@ -258,19 +289,16 @@ def backward_hidden(
     """Gradient of the final norm's output (B, T, C) -> wanted gradients. Consumes the cache; stops below the lowest
     wanted layer.
     """
-    tokens, layers, c_norm, p = cache
+    tokens, halves, c_norm, p = cache
     a = config.arch
     run = _Pass(config, p, linears, ops, wanted=wanted)
     inputs_wanted = any(name.startswith((f"{a.embed}.", f"{a.positions}.")) for name in wanted)
     lowest = 0 if inputs_wanted else _lowest_wanted_layer(config, wanted)
     dx = _norm_backward(dx, c_norm, run, a.final_norm)
     for i in reversed(range(lowest, config.n_layer)):
-        c1, c2, c3, c4 = layers[i]
-        layers[i] = None  # its activations are of no more use after this turn
-        dn2 = _mlp_backward(dx, c4, run, i)
-        dx = dx + _norm_backward(dn2, c3, run, run.name(i, a.norm2))  # inverts x = x + mlp(norm2(x))
-        dn1 = _attention_backward(dx, c2, run, i)
-        dx = dx + _norm_backward(dn1, c1, run, run.name(i, a.norm1))  # inverts x = x + attention(norm1(x))
+        # Popped, so that half a layer's activations are gone as soon as they are of no more use.
+        dx = _residual_backward(dx, halves.pop(), run, a.norm2, _mlp_backward, i)
+        dx = _residual_backward(dx, halves.pop(), run, a.norm1, _attention_backward, i)
     if inputs_wanted:
         if a.positions:
             where = np.arange(tokens.shape[1])
