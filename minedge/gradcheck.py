@@ -87,7 +87,9 @@ def check_backward(
     changed in place, gradients of a wrong shape and a wrong number of gradients are reported as problems.
 
     The relative error is |measured - claimed| / max(|measured|, |claimed|, norm(gradient)): the norm is what the
-    product with a random direction typically amounts to, and keeps an accidental zero from looking like an error.
+    product with a random direction typically amounts to, and keeps an accidental zero from looking like an error. Where
+    a gradient is so small that the differences' own rounding exceeds tolerance * gradient (a softmax over one key has
+    none at all), that rounding sets the scale.
 
     >>> square = lambda x: (x * x, x)
     >>> bool(check_backward(square, lambda dout, x: 2 * x * dout, [np.arange(3.0)]))
@@ -125,7 +127,8 @@ def check_backward(
                 return float(np.sum(dout * forward(*args[:i], moved, *args[i + 1 :])[0]))
 
             measured, claimed = _slope(value, step), float(np.sum(grad * direction))
-            size = max(abs(measured), abs(claimed), float(np.linalg.norm(grad)))
+            rounding = 4 * 2.0**-52 * float(np.sum(np.abs(dout * out))) * 2 ** (LEVELS - 1) / step  # of the measurement
+            size = max(abs(measured), abs(claimed), float(np.linalg.norm(grad)), rounding / tolerance)
             error = abs(measured - claimed) / size if size else 0.0
             errors[names[i]] = max(errors[names[i]], error) if error == error else np.nan
     for name, old, new in zip(names, before, args, strict=True):
