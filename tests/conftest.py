@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent / "ops"))  # op_checks, used by tests/ops and tests/mutants
+for _folder in ("ops", "mutants"):  # op_checks and planting, which several folders use
+    sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 # "quick" draws the same examples every time, so that CI never fails by luck; "campaign" draws new and many ones.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -27,7 +27,7 @@ def special_groups(group_size: int) -> np.ndarray:
 
 
 def scalar_quantize(weight: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rule one number at a time: d = signed maximum / -8; code = min(15, trunc(x * (1/d) + 8.5)), all in float32."""
+    """The rule one number at a time: d = signed maximum / -8; code = min(15, trunc(x * (1/d) + 8.5)), in float32."""
     out_features, in_features = weight.shape
     codes = np.zeros((out_features, in_features), np.uint8)
     scales = np.zeros((out_features, in_features // group_size), np.float16)

@@ -132,7 +132,7 @@ def check_layer_norm(ops, seed, N, C, shift=0.0):
 
 
 def check_rotary(ops, seed, B, T, H, half):
-    """Turning by complex multiplication: two products and a sum, 2u of the products' magnitudes. Backward turns back."""
+    """Turning by complex multiplication: two products and a sum, 2u of their magnitudes. Backward turns back."""
     x, dout = numbers(seed, (B, T, H, 2 * half), (B, T, H, 2 * half))
     angle = np.random.default_rng(seed).uniform(-np.pi, np.pi, (T, half))
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

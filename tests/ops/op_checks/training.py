@@ -73,10 +73,14 @@ def check_masks(ops, seed, rows, cols):
     (weight,) = numbers(seed, (rows, cols))
     weight = weight.copy()
     weight.flat[:: max(1, weight.size // 3)] = (np.nan, -0.0, -np.inf, 1e-42)[seed % 4]
-    rng = np.random.default_rng(seed)
-    mask = rng.random((rows, cols)) < rng.choice([0.0, 0.5, 1.0])
-    bytes_ = [mask.flat[j : j + 8] for j in range(0, mask.size, 8)]
-    bits = np.array([sum(int(kept) << i for i, kept in enumerate(byte)) for byte in bytes_]).astype(np.uint8)
+    random = np.random.default_rng(seed).random((rows, cols))
+    for density in (0.0, 0.5, 1.0):
+        _check_mask(ops, weight, random < density)
+
+
+def _check_mask(ops, weight, mask):
+    groups = [mask.flat[j : j + 8] for j in range(0, mask.size, 8)]
+    bits = np.array([sum(int(kept) << i for i, kept in enumerate(group)) for group in groups]).astype(np.uint8)
     want = weight.copy()
     for i in range(mask.size):
         if not mask.flat[i]:
