@@ -31,7 +31,16 @@ def _keys(a: Array, name: str) -> tuple[Array, Any, int]:
 def _sizes(q: Array, k: Array, v: Array) -> tuple[int, int, int, int, int, int]:
     B, T, H, D = q.shape if q.ndim == 4 else (0, 0, 0, 0)
     S, KV = k.shape[1:3]
-    if k.shape != v.shape or k.shape != (B, S, KV, D) or not 1 <= T <= S or KV < 1 or H < 1 or H % KV or D < 1 or S >= 1 << 31:
+    if (
+        k.shape != v.shape
+        or k.shape != (B, S, KV, D)
+        or not 1 <= T <= S
+        or KV < 1
+        or H < 1
+        or H % KV
+        or D < 1
+        or S >= 1 << 31
+    ):
         raise ValueError(
             "q, k, v: expected (B, T, H, D) and twice (B, S, KV, D) with 1 <= T <= S and H a multiple of KV, "
             f"got {q.shape}, {k.shape}, {v.shape}"
@@ -46,7 +55,9 @@ def attention_forward(isa: int, q: Array, k: Array, v: Array) -> tuple[Array, tu
     sizes = _sizes(q, k, v)
     B, T, _, H, _, _ = sizes
     out, lse = np.empty(q.shape, F32), np.empty((B, H, T), F32)
-    if B and lib.me_attention_forward(isa, floats(out), floats(lse), floats(q), k_pointer, v_pointer, k_step, v_step, *sizes):
+    if B and lib.me_attention_forward(
+        isa, floats(out), floats(lse), floats(q), k_pointer, v_pointer, k_step, v_step, *sizes
+    ):
         raise MemoryError("attention_forward: no memory for its scratch space")
     return out, (q, k, v, out, lse)
 
@@ -58,7 +69,10 @@ def attention_backward(isa: int, dout: Array, cache: tuple) -> tuple[Array, Arra
     v, v_pointer, v_step = _keys(v, "v")
     sizes = _sizes(q, k, v)
     B, T, _, H, _, _ = sizes
-    need(dout.shape == out.shape == q.shape, f"dout, out: expected the shape of q, {q.shape}, got {dout.shape}, {out.shape}")
+    need(
+        dout.shape == out.shape == q.shape,
+        f"dout, out: expected the shape of q, {q.shape}, got {dout.shape}, {out.shape}",
+    )
     need(lse.shape == (B, H, T), f"lse: expected {(B, H, T)}, got {lse.shape}")
     dq, dk, dv = np.empty(q.shape, F32), np.empty(k.shape, F32), np.empty(k.shape, F32)
     if B and lib.me_attention_backward(

@@ -27,7 +27,9 @@ def need(condition: bool, message: str) -> None:
 def dense(a: Any, dtype: np.dtype, name: str) -> np.ndarray:
     """`a` itself, or a contiguous, aligned copy of it; TypeError unless it is an array of exactly `dtype`."""
     if not isinstance(a, np.ndarray) or a.dtype != dtype:
-        raise TypeError(f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; convert it first")
+        raise TypeError(
+            f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; convert it first"
+        )
     return a if a.flags.num & READY == READY else np.array(a, dtype=dtype, order="C", copy=True)
 
 
@@ -46,7 +48,9 @@ def f32_inplace(a: Any, name: str) -> np.ndarray:
 def plain(a: Any, dtype: np.dtype, name: str, writable: bool = False) -> np.ndarray:
     """`a` as it is: ValueError where it would have to be copied, or is read-only and must not be."""
     if not isinstance(a, np.ndarray) or a.dtype != dtype:
-        raise TypeError(f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; convert it first")
+        raise TypeError(
+            f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; convert it first"
+        )
     if a.flags.num & READY != READY:
         raise ValueError(f"{name}: expected a C-contiguous, aligned array; pass np.ascontiguousarray({name})")
     if writable and not a.flags.writeable:

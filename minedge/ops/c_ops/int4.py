@@ -57,7 +57,10 @@ def int4_linear_forward(isa: int, x: Array, qweight: Array, scales: Array, group
 def int4_linear_backward(isa: int, dout: Array, cache: tuple) -> Array:
     dout = f32(dout, "dout")
     weight = int4_dequantize(isa, *cache)
-    need(dout.ndim >= 1 and dout.shape[-1] == weight.shape[0], f"dout: expected (..., {weight.shape[0]}), got {dout.shape}")
+    need(
+        dout.ndim >= 1 and dout.shape[-1] == weight.shape[0],
+        f"dout: expected (..., {weight.shape[0]}), got {dout.shape}",
+    )
     return (dout.reshape(-1, dout.shape[-1]) @ weight).reshape(*dout.shape[:-1], weight.shape[1])
 
 
@@ -93,8 +96,16 @@ def int4_int8_linear(isa: int, x: Array, qweight: Array, scales: Array, group_si
 
 def int4_int8_partials(isa: int, xq: Array, qweight: Array) -> Array:
     xq, qweight = dense(xq, I8, "xq"), dense(qweight, U8, "qweight")
-    if xq.ndim != 2 or qweight.ndim != 2 or xq.shape[1] % BLOCK or qweight.shape[1] * 2 != xq.shape[1] or xq.shape[1] == 0:
-        raise ValueError(f"xq, qweight: expected (N, in) and (out, in/2), in a multiple of 32, got {xq.shape}, {qweight.shape}")
+    if (
+        xq.ndim != 2
+        or qweight.ndim != 2
+        or xq.shape[1] % BLOCK
+        or qweight.shape[1] * 2 != xq.shape[1]
+        or xq.shape[1] == 0
+    ):
+        raise ValueError(
+            f"xq, qweight: expected (N, in) and (out, in/2), in a multiple of 32, got {xq.shape}, {qweight.shape}"
+        )
     N, width = xq.shape
     partials = np.empty((N, qweight.shape[0], width // BLOCK), np.int32)
     lib.me_int4_int8_partials(

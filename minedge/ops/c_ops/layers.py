@@ -96,7 +96,16 @@ def rms_norm_backward(isa: int, dout: Array, cache: tuple) -> tuple[Array, Array
     need(rstd.shape == x.shape[:-1], f"rstd: expected {x.shape[:-1]}, got {rstd.shape}")
     dx, dweight, parts = np.empty(x.shape, F32), np.empty(width, F32), np.empty((lib.me_parts(rstd.size), width), F32)
     lib.me_rms_norm_backward(
-        isa, floats(dx), floats(dweight), floats(parts), floats(dout), floats(x), floats(weight), floats(rstd), rstd.size, width
+        isa,
+        floats(dx),
+        floats(dweight),
+        floats(parts),
+        floats(dout),
+        floats(x),
+        floats(weight),
+        floats(rstd),
+        rstd.size,
+        width,
     )
     return dx, dweight
 
@@ -119,7 +128,9 @@ def layer_norm_backward(isa: int, dout: Array, cache: tuple) -> tuple[Array, Arr
     )  # fmt: skip
     width = _width(x, weight, "x", "weight")
     same_shape(dout, x, "dout", "x")
-    need(mean.shape == rstd.shape == x.shape[:-1], f"mean, rstd: expected {x.shape[:-1]}, got {mean.shape}, {rstd.shape}")
+    need(
+        mean.shape == rstd.shape == x.shape[:-1], f"mean, rstd: expected {x.shape[:-1]}, got {mean.shape}, {rstd.shape}"
+    )
     dx, dweight, dbias = np.empty(x.shape, F32), np.empty(width, F32), np.empty(width, F32)
     parts = np.empty((2, lib.me_parts(rstd.size), width), F32)
     lib.me_layer_norm_backward(

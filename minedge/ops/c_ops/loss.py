@@ -19,10 +19,13 @@ def cross_entropy_forward(isa: int, logits: Array, targets: Array, weights: Arra
     N, V = logits.shape
     targets = ids64(targets, V, "targets", find_bad_id)
     need(
-        targets.shape == (N,) == weights.shape, f"targets, weights: expected ({N},), got {targets.shape}, {weights.shape}"
+        targets.shape == (N,) == weights.shape,
+        f"targets, weights: expected ({N},), got {targets.shape}, {weights.shape}",
     )
     lse, terms = np.empty(N, F32), np.empty(N, np.float64)
-    loss = lib.me_cross_entropy_forward(isa, floats(lse), doubles(terms), floats(logits), longs(targets), floats(weights), N, V)
+    loss = lib.me_cross_entropy_forward(
+        isa, floats(lse), doubles(terms), floats(logits), longs(targets), floats(weights), N, V
+    )
     return loss, (logits, targets, weights, lse)
 
 

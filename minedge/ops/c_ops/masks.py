@@ -23,7 +23,9 @@ def _bits(bits: Array, n: int) -> Array:
 
 def _any_float(a: Array, name: str) -> Array:
     if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or a.dtype.itemsize not in (2, 4, 8):
-        raise TypeError(f"{name}: expected a float16, float32 or float64 array, got {getattr(a, 'dtype', type(a).__name__)}")
+        raise TypeError(
+            f"{name}: expected a float16, float32 or float64 array, got {getattr(a, 'dtype', type(a).__name__)}"
+        )
     return dense(a, a.dtype, name)
 
 

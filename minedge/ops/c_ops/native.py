@@ -7,7 +7,22 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["doubles", "ffi", "find_bad_id", "floats", "halves", "lib", "longs", "reason", "signed_bytes", "unsigned_bytes", "words"]
+from minedge.errors import UsageError
+
+__all__ = [
+    "doubles",
+    "ffi",
+    "find_bad_id",
+    "floats",
+    "halves",
+    "lib",
+    "longs",
+    "reason",
+    "signed_bytes",
+    "threads_wanted",
+    "unsigned_bytes",
+    "words",
+]
 
 lib: Any = None
 ffi: Any = None
@@ -50,7 +65,7 @@ if lib is not None:
 
 
 def threads_wanted() -> int:
-    """MINEDGE_THREADS where it is set, else the number of CPUs this process may use. ValueError for nonsense."""
+    """MINEDGE_THREADS where it is set, else the number of CPUs this process may use. UsageError for nonsense."""
     text = os.environ.get("MINEDGE_THREADS")
     if text is None or text == "":
         try:
@@ -58,5 +73,5 @@ def threads_wanted() -> int:
         except AttributeError:  # not Linux
             return os.cpu_count() or 1
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 256:
-        raise ValueError(f"MINEDGE_THREADS: expected a number in 1..256, got {text!r}")
+        raise UsageError(f"MINEDGE_THREADS: expected a number in 1..256, got {text!r}")
     return int(text)

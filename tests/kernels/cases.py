@@ -1,0 +1,126 @@
+"""One way to call every op of the C tier with arrays of about n elements, so that no kernel is left out of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from minedge.ops import c_ops
+
+__all__ = ["CASES", "ISAS", "arrays", "bits_of", "outputs"]
+
+# Not an empty list without the extension: a name that then fails to load, so that nothing passes by not running.
+ISAS = [name for name, supported in c_ops.isas() if supported] or ["scalar"]
+
+Case = Callable[[np.random.Generator, int], tuple]
+
+
+def _f(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _positive(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return np.abs(_f(rng, *shape)) + np.float32(0.5)
+
+
+def _rows(n: int) -> int:
+    """About sqrt(n) rows, so that rows and columns both grow."""
+    return max(1, int(n**0.5) // 2)
+
+
+def _packed(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, blocks = n % 5 + 1, n // 3 + 1
+    qweight = rng.integers(0, 256, (rows, blocks * 16), dtype=np.uint8)
+    return qweight, rng.standard_normal((rows, blocks)).astype(np.float16)
+
+
+def _bits(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.packbits(rng.random(n) < 0.5, bitorder="little")
+
+
+def _attention(rng: np.random.Generator, n: int, backward: bool = False) -> tuple:
+    width, queries = n % 19 + 1, n // 4 + 1
+    keys = queries + n % 3
+    q, k, v = _f(rng, 2, queries, 4, width), _f(rng, 2, keys, 2, width), _f(rng, 2, keys, 2, width)
+    return (
+        (_f(rng, *q.shape), (q, k, v, _f(rng, *q.shape), _positive(rng, 2, 4, queries) + 5)) if backward else (q, k, v)
+    )
+
+
+CASES: dict[str, Case] = {
+    "embedding_forward": lambda r, n: (r.integers(0, 5, (2, n)), _f(r, 5, n + 1)),
+    "embedding_backward": lambda r, n: (_f(r, _rows(n), n + 1), (r.integers(0, 5, _rows(n)), (5, n + 1))),
+    "linear_forward": lambda r, n: (_f(r, 3, n + 1), _f(r, n % 7 + 1, n + 1)),
+    "linear_backward": lambda r, n: (_f(r, 3, n % 7 + 1), (_f(r, 3, n + 1), _f(r, n % 7 + 1, n + 1))),
+    "bias_forward": lambda r, n: (_f(r, 3, n + 1), _f(r, n + 1)),
+    "bias_backward": lambda r, n: (_f(r, 70, n + 1), ()),
+    "rms_norm_forward": lambda r, n: (_f(r, 3, n + 1), _f(r, n + 1), 1e-5),
+    "rms_norm_backward": lambda r, n: (_f(r, 70, n + 1), (_f(r, 70, n + 1), _f(r, n + 1), _positive(r, 70))),
+    "layer_norm_forward": lambda r, n: (_f(r, 3, n + 1), _f(r, n + 1), _f(r, n + 1), 1e-5),
+    "layer_norm_backward": lambda r, n: (
+        _f(r, 70, n + 1),
+        (_f(r, 70, n + 1), _f(r, n + 1), _f(r, 70), _positive(r, 70)),
+    ),
+    "rotary_forward": lambda r, n: (_f(r, 2, 3, 2, 2 * n), _f(r, 3, n), _f(r, 3, n)),
+    "rotary_backward": lambda r, n: (_f(r, 2, 3, 2, 2 * n), (_f(r, 3, n), _f(r, 3, n))),
+    "swiglu_forward": lambda r, n: (_f(r, n), _f(r, n)),
+    "swiglu_backward": lambda r, n: (_f(r, n), (_f(r, n), _f(r, n))),
+    "gelu_forward": lambda r, n: (_f(r, n),),
+    "gelu_backward": lambda r, n: (_f(r, n), (_f(r, n),)),
+    "attention_forward": _attention,
+    "attention_backward": lambda r, n: _attention(r, n, backward=True),
+    "cross_entropy_forward": lambda r, n: (_f(r, 3, n + 1), r.integers(0, n + 1, 3), _positive(r, 3)),
+    "cross_entropy_backward": lambda r, n: (
+        0.5,
+        (_f(r, 3, n + 1), r.integers(0, n + 1, 3), _positive(r, 3), _positive(r, 3)),
+    ),
+    "adamw_": lambda r, n: (_f(r, n), _f(r, n), _f(r, n), _positive(r, n), 1e-2, 0.9, 0.999, 1e-8, 0.1, 3, 0.5),
+    "sum_squares": lambda r, n: (_f(r, n),),
+    "normal": lambda r, n: (2**40 + 5, 1, 2, 3, n % 131, n),
+    "perturb": lambda r, n: (_f(r, n), 1e-3, 5, 1, 2, 3, n % 131),
+    "perturb_": lambda r, n: (_f(r, n), 0.99, 1e-3, 5, 1, 2, 3, n % 131),
+    "int4_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)), 32),
+    "int4_dequantize": lambda r, n: (*_packed(r, n), 32),
+    "int4_linear_forward": lambda r, n: (_f(r, 2, 32 * (n // 3 + 1)), *_packed(r, n), 32),
+    "int4_linear_backward": lambda r, n: (_f(r, 2, n % 5 + 1), (*_packed(r, n), 32)),
+    "int8_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)),),
+    "int4_int8_linear": lambda r, n: (_f(r, n % 7 + 1, 32 * (n // 3 + 1)), *_packed(r, n), 32),
+    "int4_int8_partials": lambda r, n: (
+        r.integers(-128, 128, (n % 7 + 1, 32 * (n // 3 + 1)), dtype=np.int8),
+        _packed(r, n)[0],
+    ),
+    "mask_apply": lambda r, n: (_f(r, n), _bits(r, n)),
+    "mask_apply_": lambda r, n: (_f(r, n), _bits(r, n)),
+    "sparse_pack": lambda r, n: (_f(r, n), _bits(r, n)),
+    "sparse_unpack": lambda r, n: (_f(r, n // 2), np.packbits(np.arange(n) % 2 == 1, bitorder="little"), (n,)),
+}
+
+
+def arrays(value: Any) -> Iterator[np.ndarray]:
+    """Every array in nested tuples."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from arrays(item)
+
+
+def outputs(name: str, ops: dict, args: tuple) -> tuple:
+    """What the op returned, or the arrays it changed in place; caches are left out, they repeat the inputs."""
+    result = ops[name](*args)
+    if name.endswith("_"):
+        assert result is None
+        return tuple(arrays(args))
+    if name.endswith("_forward"):
+        out, cache = result
+        return out, tuple(a for a in arrays(cache) if not any(a is b for b in arrays(args)))
+    return result if isinstance(result, tuple) else (result,)
+
+
+def bits_of(value: Any) -> bytes:
+    """All bits of nested tuples of arrays and floats."""
+    if isinstance(value, tuple):
+        return b"".join(bits_of(item) for item in value)
+    return b"" if value is None else np.asarray(value).tobytes()

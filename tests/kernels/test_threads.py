@@ -1,0 +1,178 @@
+"""The number of threads changes no bit; the pool survives forks and callers on several threads; the environment is checked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from minedge.ops import c_ops
+from tests.kernels.cases import CASES, ISAS, bits_of, outputs
+
+F = np.float32
+
+
+def f(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=F)
+
+
+def big(name: str) -> tuple:
+    """Arguments large enough for the pool to split the work."""
+    rng = np.random.default_rng(3)
+    shapes = {
+        "attention_forward": lambda: (f(2, 100, 6, 32), f(2, 110, 3, 32), f(2, 110, 3, 32)),
+        "attention_backward": lambda: (f(2, 100, 6, 32), (f(2, 100, 6, 32), f(2, 110, 3, 32), f(2, 110, 3, 32),
+                                                         f(2, 100, 6, 32), np.abs(f(2, 6, 100)) + 5)),
+        "embedding_forward": lambda: (rng.integers(0, 50, (20, 40)), f(50, 130)),
+        "embedding_backward": lambda: (f(20, 40, 130), (rng.integers(0, 50, (20, 40)), (50, 130))),
+        "rotary_forward": lambda: (f(2, 90, 4, 64), f(90, 32), f(90, 32)),
+        "rotary_backward": lambda: (f(2, 90, 4, 64), (f(90, 32), f(90, 32))),
+        "bias_forward": lambda: (f(700, 130), f(130)),
+        "rms_norm_forward": lambda: (f(700, 130), f(130), 1e-5),
+        "layer_norm_forward": lambda: (f(700, 130), f(130), f(130), 1e-5),
+        "rms_norm_backward": lambda: (f(700, 130), (f(700, 130), f(130), np.abs(f(700)))),
+        "layer_norm_backward": lambda: (f(700, 130), (f(700, 130), f(130), f(700), np.abs(f(700)))),
+        "bias_backward": lambda: (f(700, 130), ()),
+        "cross_entropy_forward": lambda: (f(300, 130), rng.integers(0, 130, 300), np.abs(f(300))),
+        "cross_entropy_backward": lambda: (0.5, (f(300, 130), rng.integers(0, 130, 300), np.abs(f(300)), np.abs(f(300)))),
+        "int4_dequantize": lambda: (rng.integers(0, 256, (300, 128), dtype=np.uint8), f(300, 8).astype(np.float16), 32),
+        "int4_int8_linear": lambda: (f(7, 256), rng.integers(0, 256, (300, 128), dtype=np.uint8),
+                                     f(300, 8).astype(np.float16), 32),
+        "int4_int8_partials": lambda: (rng.integers(-128, 128, (7, 256), dtype=np.int8),
+                                       rng.integers(0, 256, (300, 128), dtype=np.uint8)),
+        "int4_quantize": lambda: (f(300, 256), 32),
+        "int8_quantize": lambda: (f(300, 256),),
+    }  # fmt: skip
+    return shapes[name]() if name in shapes else CASES[name](rng, 100_000)
+
+
+BLAS = {"linear_forward", "linear_backward", "int4_linear_forward", "int4_linear_backward"}
+
+
+@pytest.fixture
+def restore_threads():
+    before = c_ops.threads()
+    yield
+    c_ops.set_threads(before)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in BLAS])
+def test_thread_count_changes_no_bit(name, isa, restore_threads):
+    ops, seen = c_ops.load(isa), set()
+    for n in (1, 2, 3, 4, 7, 8):
+        c_ops.set_threads(n)
+        seen.add(bits_of(outputs(name, ops, big(name))))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_batch_size_changes_no_bit(isa):
+    """A row alone is the same row in company, for each op that works row by row."""
+    ops = c_ops.load(isa)
+    x, w, b = f(40, 96), f(96), f(96, seed=1)
+    q, s = ops["int4_quantize"](f(33, 96, seed=2), 32)
+    for one in (
+        lambda a: ops["rms_norm_forward"](a, w, 1e-5)[0],
+        lambda a: ops["layer_norm_forward"](a, w, b, 1e-5)[0],
+        lambda a: ops["int4_int8_linear"](a, q, s, 32),
+        lambda a: ops["swiglu_forward"](a, a)[0],
+        lambda a: ops["gelu_forward"](a)[0],
+    ):
+        whole = one(x)
+        for n in (1, 2, 3, 5, 7):
+            assert one(x[:n]).tobytes() == whole[:n].tobytes()
+
+
+def test_a_forked_child_can_use_the_pool(restore_threads):
+    c_ops.set_threads(4)
+    ops, args = c_ops.load(), big("swiglu_forward")
+    want = bits_of(outputs("swiglu_forward", ops, args))
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                for _ in range(20):
+                    status = 0 if bits_of(outputs("swiglu_forward", ops, args)) == want else 3
+            finally:
+                os._exit(status)
+        deadline = time.monotonic() + 60
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                pytest.fail("the child hangs")
+            time.sleep(0.01)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert bits_of(outputs("swiglu_forward", ops, args)) == want  # and the parent goes on
+
+
+def test_callers_on_several_threads(restore_threads):
+    c_ops.set_threads(3)
+    ops, args = c_ops.load(), big("rms_norm_backward")
+    want = bits_of(outputs("rms_norm_backward", ops, args))
+    wrong: list[int] = []
+
+    def work() -> None:
+        for _ in range(50):
+            if bits_of(outputs("rms_norm_backward", ops, args)) != want:
+                wrong.append(1)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+    assert not wrong and not any(worker.is_alive() for worker in workers)
+
+
+def test_expected_instruction_sets():
+    """CI names what its machine must offer: MINEDGE_EXPECT_ISAS=scalar,avx2. Without it the extension must still be there."""
+    assert c_ops.available(), c_ops.why_not()
+    usable = [name for name, supported in c_ops.isas() if supported]
+    expected = os.environ.get("MINEDGE_EXPECT_ISAS")
+    assert usable == expected.split(",") if expected else "scalar" in usable
+
+
+def _python(code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_environment_variables():
+    show = "from minedge.ops import c_ops; print(c_ops.isa(), c_ops.threads())"
+    assert _python(show, MINEDGE_ISA="scalar", MINEDGE_THREADS="3").stdout.split() == ["scalar", "3"]
+    assert _python(show, MINEDGE_THREADS="").stdout.split()[1] == str(len(os.sched_getaffinity(0)))
+    for bad in (
+        {"MINEDGE_ISA": "avx9"},
+        {"MINEDGE_THREADS": "0"},
+        {"MINEDGE_THREADS": "two"},
+        {"MINEDGE_THREADS": "1e3"},
+    ):
+        done = _python(show, **bad)
+        assert done.returncode != 0 and ("expected" in done.stderr), bad
+
+
+def test_importable_without_the_extension():
+    code = (
+        "import sys; sys.modules['minedge._kernels'] = None\n"
+        "from minedge.ops import c_ops\n"
+        "print(c_ops.available(), bool(c_ops.why_not()), c_ops.isas(), c_ops.threads(), hasattr(c_ops, 'normal'))"
+    )
+    assert _python(code).stdout.split() == ["False", "True", "[]", "1", "False"]
