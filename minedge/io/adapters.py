@@ -102,7 +102,8 @@ def write_adapter(
     if problem:
         raise UsageError(f"adapter: {problem}")
     own = {"format_version": _FORMAT_VERSION, "base_fingerprint": fingerprint}
-    write_weights = writer(tensors, {"format": "pt", "minedge": json.dumps(own)})
+    # One key only: the library writes several in an order that changes from run to run, and peft asks for none.
+    write_weights = writer(tensors, {"minedge": json.dumps(own)})
     with atomic_dir(path, overwrite, marker="adapter_config.json") as folder:
         write_weights(folder / "adapter_model.safetensors")
         dump_json(config, folder / "adapter_config.json")

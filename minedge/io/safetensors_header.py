@@ -58,7 +58,7 @@ _SPACE = re.compile(rb"[ \t\n\r]*")
 _STRING_PART = re.compile(
     rb'[^"\\\x00-\x1f]*'
 )  # up to the closing quote, an escape, or a control character (not allowed in JSON)
-_NUMBER = re.compile(rb"(0|[1-9][0-9]{0,18})(?![0-9.eE])")  # at most 19 digits; not -0, 1.0, 1e3 or 01
+_NUMBER = re.compile(rb"(0|[1-9][0-9]{0,18})")  # at most 19 digits; -0, 1.0, 1e3, 01 then fail at their next character
 
 
 class _Parser:

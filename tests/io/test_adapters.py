@@ -41,6 +41,13 @@ def test_round_trip_under_another_name(folder: Path) -> None:
     assert all(params[k].tobytes() == expected[k].tobytes() for k in params)
 
 
+def test_the_same_adapter_makes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    for i in range(5):
+        write_adapter(tmp_path / str(i), _params(), 4, 16, ["v_proj", "q_proj"], "some/base", "f" * 64)
+        for file in ("adapter_model.safetensors", "adapter_config.json"):
+            assert (tmp_path / str(i) / file).read_bytes() == (folder / file).read_bytes()
+
+
 def test_the_files_are_what_peft_writes(folder: Path) -> None:
     stored = load_file(folder / "adapter_model.safetensors")
     assert sorted(stored) == sorted(f"base_model.model.{path}.lora_{side}.weight" for path in PATHS for side in "AB")

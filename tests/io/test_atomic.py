@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,36 @@ def test_writes_bytes_and_makes_parents(tmp_path: Path) -> None:
     atomic_write(path, NEW)
     assert path.read_bytes() == NEW
     assert os.listdir(path.parent) == ["c.bin"]
+
+
+def test_the_old_file_is_replaced_not_written_into(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "f", OLD)
+    os.link(tmp_path / "f", tmp_path / "reader")  # like a process that has the old file open
+    atomic_write(tmp_path / "f", NEW)
+    assert (tmp_path / "reader").read_bytes() == OLD and (tmp_path / "f").read_bytes() == NEW
+
+
+def test_content_is_flushed_before_the_rename_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def record(name: str, real: Callable[..., None]) -> None:
+        def call(*args: Any) -> None:
+            what = "folder" if name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode) else "file"
+            events.append(f"{name} {what}")
+            real(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "replace", "rename"):
+        record(name, getattr(os, name))
+    atomic_write(tmp_path / "f", OLD)
+    assert events == ["fsync file", "replace file", "fsync folder"]
+    events.clear()
+    with atomic_dir(tmp_path / "d") as folder:
+        (folder / "x").write_bytes(OLD)
+    assert events == ["fsync file", "fsync folder", "rename file", "fsync folder"]
 
 
 def test_new_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
