@@ -28,7 +28,10 @@ class Model(_model.Model):
         """
         from minedge.io import hf
 
-        hf.write_model(path, self.config, self.params, self.linears, self.tokenizer, dtype=dtype, overwrite=overwrite)
+        hf.write_model(
+            path, self.config, self.params, self.linears, self.tokenizer, dtype, overwrite=overwrite,
+            trainable_names=sorted(self.trainable_names),
+        )  # fmt: skip
 
 
 def init(config: Config, tokenizer: Any = None, seed: int = 0, backend: str | None = None) -> Model:
@@ -52,6 +55,7 @@ def load(source: str | Path, backend: str | None = None) -> Model:
     Raises `UsageError` for an unknown name (with the nearest), `MinedgeFormatError` for files that are missing,
     damaged or foreign.
     """
+    from minedge.compress.compositions import default_trainable
     from minedge.io import hf
 
     get_ops(backend)
@@ -70,9 +74,9 @@ def load(source: str | Path, backend: str | None = None) -> Model:
         )
     config, params, linears, tokenizer = hf.read_model(path)
     model = Model(config, {}, linears, tokenizer=tokenizer, backend=backend, name=str(source))
-    names = frozenset(
-        name for module, kind in linears.items() for name in kind.trainable(module) if name in params
-    ) | frozenset(name for name, a in params.items() if a.ndim == 1 and a.dtype.kind == "f")
+    names = hf.read_trainable_names(path)
+    if names is None:
+        names = default_trainable(model, linears, params)
     return model.with_params(params, trainable_names=names)
 
 
