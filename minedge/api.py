@@ -26,11 +26,13 @@ class Model(_model.Model):
         dtype "float16" or "float32" stores dense weights so; None keeps what is in memory. Written whole or not at
         all; a folder that exists is refused unless `overwrite`.
         """
+        from minedge.compress.compositions import default_trainable
         from minedge.io import hf
 
+        usual = self.trainable_names == default_trainable(self, self.linears, self.params)
         hf.write_model(
             path, self.config, self.params, self.linears, self.tokenizer, dtype, overwrite=overwrite,
-            trainable_names=sorted(self.trainable_names),
+            trainable_names=None if usual else sorted(self.trainable_names),
         )  # fmt: skip
 
 
