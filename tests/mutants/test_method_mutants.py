@@ -1,0 +1,144 @@
+"""Bugs planted in the methods, one at a time: the checks of tests/methods find every one.
+
+A mutant is a module's source with one line changed, run as a module of its own. A mutant whose line is no longer there
+fails, so the list cannot go stale in silence.
+"""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from minedge.compress import int4, prune
+from minedge.compress.prune import Masked
+from minedge.finetune import lora
+from minedge.model import linears
+from minedge.model.linears import Dense
+from minedge.ops.numpy_ops import int4 as int4_ops
+from tests.methods import checks
+from tests.mutants.planting import mutated_module
+
+
+def gradients(module):
+    checks.lora_backward_inverts_forward(module, Dense())
+
+
+def gradients_over_masked(module):
+    checks.lora_backward_inverts_forward(lora, module.Masked())
+
+
+def error_bound(module):
+    import numpy as np
+
+    weight = np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)
+    checks.int4_error_is_bounded(module, weight, 32)
+
+
+# name: module, what stands there, what the mutant has instead, the checks of which one at least must fail
+MUTANTS = {
+    "alpha not divided by r": (
+        lora, "return self.lora_alpha / self.r", "return self.lora_alpha", [checks.lora_is_its_equation]),
+    "B starts away from zero": (
+        lora, "np.zeros((out_features, r), np.float32)", "np.full((out_features, r), 1e-6, np.float32)",
+        [checks.lora_starts_as_the_base]),
+    "A starts with the bound of the rank": (
+        lora, "1 / math.sqrt(in_features)", "1 / math.sqrt(r)", [checks.lora_starts_as_the_base]),
+    "every A starts with the same numbers": (
+        lora, "[int(seed), tensor_id(a_name)]", "[int(seed)]", [checks.lora_starts_as_the_base]),
+    "A and B swapped in backward": (
+        lora, "((a_name, da), (b_name, db))", "((b_name, da), (a_name, db))", [gradients]),
+    "scaling missing from A's gradient": (
+        lora, "ops.linear_backward(dh * self.scaling, a_cache", "ops.linear_backward(dh, a_cache", [gradients]),
+    "dx without the adapter's part": (lora, "dx += dx_a", "dx += 0 * dx_a", [gradients]),
+    "inactive adapters merged too": (
+        lora, "if self.active else weight", "if True else weight", [checks.lora_inactive_is_not_merged]),
+    "merged without scaling": (
+        lora, "(self.scaling * params[b_name]) @", "params[b_name] @", [checks.lora_merged_equals_unmerged]),
+    "threshold removes all ties": (
+        prune, "keep[size < threshold] = False", "keep[size <= threshold] = False", [checks.prune_count_is_exact]),
+    "one weight too many": (
+        prune, "remove = round(sparsity * size.size)", "remove = round(sparsity * size.size) + 1",
+        [checks.prune_count_is_exact]),
+    "count truncated instead of rounded": (
+        prune, "remove = round(sparsity * size.size)", "remove = int(sparsity * size.size)",
+        [checks.prune_count_is_exact]),
+    "ties from the end": (
+        prune, "ties[: remove - np.count_nonzero(~keep)]", "ties[::-1][: remove - np.count_nonzero(~keep)]",
+        [checks.prune_count_is_exact]),
+    "sign instead of magnitude": (
+        prune, "np.concatenate([np.abs(weight).ravel()", "np.concatenate([weight.ravel()",
+        [checks.prune_count_is_exact]),
+    "mask not applied to the gradient": (
+        prune, "{key: ops.mask_apply(dweight, params[f\"{name}.mask\"])}", "{key: dweight}",
+        [checks.prune_equals_zeroed_weights]),
+    "mask not applied to the weight": (
+        prune, "return ops.mask_apply(params[f\"{name}.weight\"], params[f\"{name}.mask\"])",
+        "return params[f\"{name}.weight\"]", [checks.prune_equals_zeroed_weights]),
+    "constraint forgotten": (
+        prune, "ops.mask_apply_(weight, params[f\"{name}.mask\"])", "pass", [checks.prune_equals_zeroed_weights]),
+    "n of m removed instead of kept": (
+        prune, "order[:, : m - n]", "order[:, : n]", [checks.prune_nm_holds_in_every_group]),
+    "largest of m removed": (prune, "order[:, : m - n]", "order[:, n:]", [checks.prune_nm_holds_in_every_group]),
+    "nibbles swapped when packed": (
+        int4_ops, "packed = q[..., :16] | (q[..., 16:] << 4)", "packed = (q[..., :16] << 4) | q[..., 16:]",
+        [checks.int4_every_byte_round_trips, checks.int4_bytes_are_ggml_q4_0]),
+    "scale from the mean": (
+        int4_ops, "d = np.take_along_axis(x, where, axis=-1) / np.float32(-8)",
+        "d = np.abs(x).mean(axis=-1, keepdims=True) / np.float32(-3)",
+        [checks.int4_bytes_are_ggml_q4_0]),
+    "symmetric scale": (
+        int4_ops, "/ np.float32(-8)", "/ np.float32(-7)", [checks.int4_bytes_are_ggml_q4_0]),
+    "truncated instead of rounded": (int4_ops, "np.float32(8.5)", "np.float32(8)", [error_bound]),
+    "divided instead of multiplied": (  # other bytes in a few blocks of 100,000
+        int4_ops, "codes = x * inverse + np.float32(8.5)", "codes = np.where(d != 0, x / d, 0) + np.float32(8.5)",
+        [checks.int4_bytes_are_ggml_q4_0]),
+    "signs lost": (
+        int4_ops, "np.take_along_axis(x, where, axis=-1) / ", "np.abs(np.take_along_axis(x, where, axis=-1)) / ",
+        [checks.int4_bytes_are_ggml_q4_0]),
+    "codes wrap instead of saturating": (
+        int4_ops, "np.clip(np.trunc(codes), 0, 15)", "(np.trunc(codes).astype(int) & 15)", [error_bound]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def kinds_restored():
+    before = dict(linears._KINDS)
+    yield
+    linears._KINDS.clear()
+    linears._KINDS.update(before)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_found(name, kinds_restored):
+    module, old, new, found_by = MUTANTS[name]
+    mutant = mutated_module(module.__name__, old, new)
+    for check in found_by:
+        with pytest.raises(AssertionError):
+            check(mutant)
+
+
+@pytest.mark.parametrize("check, module", sorted(
+    {(check, module) for module, _, _, found_by in MUTANTS.values() for check in found_by}, key=str))  # fmt: skip
+def test_original_passes_under_the_same_loader(check, module, kinds_restored):
+    """The mutants fail for their bug, not for being loaded this way."""
+    check(mutated_module(module.__name__, "from __future__ import annotations", "from __future__ import annotations"))
+
+
+def test_masked_base_under_lora_is_covered():
+    """Gradients through an adapter over a pruned base depend on the mask of the gradient, too."""
+    gradients_over_masked(types.SimpleNamespace(Masked=Masked))
+
+
+def test_mse_search_that_keeps_the_worst_is_found():
+    import numpy as np
+
+    weight = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+
+    def error(module):
+        q, s = module.mse_quantize(weight, 32, checks.NUMPY)
+        return float(np.square(weight - checks.NUMPY.int4_dequantize(q, s, 32)).sum())
+
+    worst = mutated_module(int4.__name__, "better = error < best_error", "better = error > best_error")
+    linears._KINDS["int4"] = int4.Int4
+    assert error(int4) < error(worst)
