@@ -2,13 +2,15 @@
 
     python benchmarks/text_baselines.py [--tokenizer DIR]       prints JSON; about half a minute
 
-The n-gram models are interpolated Kneser-Ney with three discounts per order (Chen and Goodman 1999, Sec. 3), over bytes and
-over the tokens of a BPE. With c the counts at the highest order and, below it, the number of different symbols seen before an n-gram,
+The n-gram models are interpolated Kneser-Ney with three discounts per order (Chen and Goodman 1999, Sec. 3), over bytes
+and over the tokens of a BPE. With c the counts at the highest order and, below it, the number of different symbols seen
+before an n-gram,
 
     p_n(w|h) = max(c(hw) - D(c(hw)), 0) / c(h.) + (D1 N1(h) + D2 N2(h) + D3 N3(h)) / c(h.) * p_{n-1}(w|h'),   p_0 = 1/V
 
-N_k(h) = symbols that follow h exactly k times (3: three times or more). The discounts follow from counts of counts; one factor on
-all of them is tuned on the validation part. Every document ends with an end symbol, whose bits are charged and whose byte is not counted.
+N_k(h) = symbols that follow h exactly k times (3: three times or more). The discounts follow from counts of counts; one
+factor on all of them is tuned on the validation part. Every document ends with an end symbol, whose bits are charged
+and whose byte is not counted.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +31,9 @@ SCALES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 
 
 def ngram_keys(documents: Sequence[Sequence[int]], end: int, order: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """(keys, scored): keys[n][i] is a 64-bit hash of the n symbols up to position i; scored marks the symbols to predict."""
+    """(keys, scored): keys[n][i] is a 64-bit hash of the n symbols up to position i; scored marks the symbols to
+    predict.
+    """
     pad = [end] * (order - 1)
     symbols = np.array([s for doc in documents for s in (*pad, *doc, end)], np.uint64)
     scored = np.array([x for doc in documents for x in (*[False] * (order - 1), *[True] * (len(doc) + 1))])
@@ -81,28 +85,35 @@ def find(sorted_keys: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndar
     return index, sorted_keys[index] == keys
 
 
-def bits(levels: list[Level], documents: Sequence[Sequence[int]], end: int, n_symbols: int, scale: float) -> float:
-    """Total bits of the documents, end symbols included."""
+def probabilities(
+    levels: list[Level], documents: Sequence[Sequence[int]], end: int, n_symbols: int, scale: float
+) -> np.ndarray:
+    """p of every symbol of the documents, each document's end symbol included."""
     keys, scored = ngram_keys(documents, end, len(levels))
     at = np.flatnonzero(scored)
     p = np.full(len(at), 1.0 / n_symbols)
     for n, level in enumerate(levels, 1):
         gram, known = find(level.grams, keys[n][at])
-        context, seen = find(level.contexts, keys[n - 1][at - 1] if n > 1 else keys[0][at])
+        context, seen = find(level.contexts, keys[n - 1][at - 1])
         discounts = np.minimum(level.discounts * scale, [0.99, 1.99, 2.99])
         count = np.where(known, level.counts[gram], 0)
-        kept = np.maximum(count - discounts[np.clip(count, 1, 3) - 1], 0) * known
-        total = level.totals[context]
-        p = np.where(seen, (kept + level.followers[context] @ discounts * p) / total, p)
-    return float(-np.log2(p).sum())
+        kept = np.maximum(count - discounts[np.clip(count, 1, 3) - 1], 0)
+        p = np.where(seen, (kept + level.followers[context] @ discounts * p) / level.totals[context], p)
+    return p
 
 
-def ngram_bits_per_byte(parts: dict[str, list[Sequence[int]]], n_bytes: dict[str, int], end: int, order: int) -> dict:
+def ngram_bits_per_byte(
+    parts: Mapping[str, Sequence[Sequence[int]]], n_bytes: dict[str, int], end: int, order: int
+) -> dict:
     """Bits per byte on test, with the discount factor that validation prefers."""
     levels = train_ngram(parts["train"], end, order)
-    valid = {s: bits(levels, parts["valid"], end, end + 1, s) / n_bytes["valid"] for s in SCALES}
+
+    def bits_per_byte(part: str, scale: float) -> float:
+        return float(-np.log2(probabilities(levels, parts[part], end, end + 1, scale)).sum() / n_bytes[part])
+
+    valid = {s: bits_per_byte("valid", s) for s in SCALES}
     scale = min(valid, key=lambda s: valid[s])
-    test = bits(levels, parts["test"], end, end + 1, scale) / n_bytes["test"]
+    test = bits_per_byte("test", scale)
     return {"order": order, "discount_scale": scale, "valid": round(valid[scale], 4), "test": round(test, 4)}
 
 

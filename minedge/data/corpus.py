@@ -24,9 +24,8 @@ __all__ = ["Passage", "clean", "docstrings", "normalized", "passages", "read_pas
 
 # Folders that hold tests, other people's packages, generated tables or no prose.
 _SKIPPED_FOLDERS = frozenset(
-    "__pycache__ __phello__ dist-packages ensurepip idle_test lib-dynload pydoc_data site-packages test tests "
-    "turtledemo".split()
-)
+    "__pycache__ __phello__ dist-packages ensurepip idle_test lib-dynload pydoc_data site-packages".split()  # noqa: SIM905
+) | {"test", "tests", "turtledemo"}
 _SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "_sysconfig_vars")
 
 _MIN_CHARS, _MAX_CHARS = 40, 2000

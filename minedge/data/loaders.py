@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from minedge.data.packing import PackedData, Pairs, Split, Texts, pack
 from minedge.data.splits import stdlib_splits
@@ -33,6 +34,7 @@ _ROLES = {
     for part, words in {"train": "train training", "valid": "valid validation val dev", "test": "test"}.items()
     for word in words.split()
 }
+_Record = TypeVar("_Record", bound="tuple[str, ...]")
 _MAX_LABELS = 100
 _HELD_OUT = 0.05
 
@@ -95,6 +97,12 @@ def load_data(
     return readers[formats.pop()](path.name, files, label_words, template)
 
 
+def _dataset(
+    name: str, parts: Mapping[str, Split], task: Task | None = None, info: Mapping[str, object] | None = None
+) -> Dataset:
+    return Dataset(name, parts.get("train"), parts.get("valid"), parts.get("test"), task, info or {})
+
+
 def _stdlib_info() -> dict[str, object]:
     found = stdlib_splits()
     sizes = {f"{part}_bytes": found.n_bytes(part) for part in ("train", "valid", "test")}
@@ -103,12 +111,12 @@ def _stdlib_info() -> dict[str, object]:
 
 def _stdlib() -> Dataset:
     parts = {part: Texts(stdlib_splits().texts(part)) for part in ("train", "valid", "test")}
-    return Dataset("stdlib", **parts, info=_stdlib_info())
+    return _dataset("stdlib", parts, info=_stdlib_info())
 
 
 def _of_task(task: Task, info: Mapping[str, object] | None = None) -> Dataset:
-    parts = {part: Labelled(task, part) if task.examples(part) else None for part in ("train", "valid", "test")}
-    return Dataset(task.name, **parts, task=task, info=info or {})
+    parts = {part: Labelled(task, part) for part in ("train", "valid", "test") if task.examples(part)}
+    return _dataset(task.name, parts, task, info)
 
 
 def _folder_files(folder: Path) -> dict[str, Path]:
@@ -154,7 +162,7 @@ def _text(name: str, files: Mapping[str, Path], label_words: object, template: o
     texts = {part: _read(file) for part, file in files.items()}
     if set(texts) == {"train"}:
         texts = _cut(texts["train"])
-    return Dataset(name, **{part: Texts((text,)) for part, text in texts.items()} | _absent(texts))
+    return _dataset(name, {part: Texts((text,)) for part, text in texts.items()})
 
 
 def _cut(text: str) -> dict[str, str]:
@@ -173,10 +181,6 @@ def _cut(text: str) -> dict[str, str]:
     return parts if all(part.strip() for part in parts.values()) else {"train": text}
 
 
-def _absent(present: Mapping[str, object]) -> dict[str, None]:
-    return {part: None for part in ("train", "valid", "test") if part not in present}
-
-
 def _jsonl(name: str, files: Mapping[str, Path], label_words: object, template: object) -> Dataset:
     records = {part: _json_records(file) for part, file in files.items()}
     kinds = {len(record) for found in records.values() for record in found}
@@ -190,7 +194,7 @@ def _jsonl(name: str, files: Mapping[str, Path], label_words: object, template: 
         parts: dict[str, Split] = {part: Texts(tuple(record[0] for record in found)) for part, found in records.items()}
     else:
         parts = {part: Pairs(tuple((record[0], record[1]) for record in found)) for part, found in records.items()}
-    return Dataset(name, **parts | _absent(parts))
+    return _dataset(name, parts)
 
 
 def _json_records(file: Path) -> list[tuple[str, ...]]:
@@ -216,9 +220,9 @@ def _json_records(file: Path) -> list[tuple[str, ...]]:
     return found
 
 
-def _divide(records: Sequence[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
+def _divide(records: Sequence[_Record]) -> dict[str, list[_Record]]:
     """90/5/5 by a hash of the content, so that copies of a record stay in one part; too few records stay whole."""
-    parts: dict[str, list[tuple[str, ...]]] = {"train": [], "valid": [], "test": []}
+    parts: dict[str, list[_Record]] = {"train": [], "valid": [], "test": []}
     for record in records:
         digest = hashlib.sha256(json.dumps(record).encode()).digest()
         u = int.from_bytes(digest[:8], "big") / 2**64

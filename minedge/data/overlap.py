@@ -47,13 +47,13 @@ def window_hashes(symbols: np.ndarray, lengths: Sequence[int], k: int) -> tuple[
     text, with its length mixed in so that it equals only another text of exactly that content.
     """
     n = len(symbols)
-    lengths = np.asarray(lengths, np.int64)
-    ends = np.cumsum(lengths)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
+    count = np.asarray(lengths, np.int64)
+    ends = np.cumsum(count)
+    owners = np.repeat(np.arange(len(count)), count)
     at = np.arange(n)
     size = np.minimum(k, ends[owners] - at)  # symbols from here to the window's end
-    starts = ends[owners] - lengths[owners]
-    whole = (size == k) | ((at == starts) & (lengths[owners] < k))
+    starts = ends[owners] - count[owners]
+    whole = (size == k) | ((at == starts) & (count[owners] < k))
     at, size, owners = at[whole], size[whole], owners[whole]
 
     code = _mix(symbols.astype(np.uint64) + np.uint64(1))

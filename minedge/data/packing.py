@@ -30,8 +30,11 @@ Batch = tuple[np.ndarray, "np.ndarray | None"]
 class PackedData(Protocol):
     """What the training loop needs of data."""
 
-    n_bytes: int
-    n_tokens: int
+    @property
+    def n_bytes(self) -> int: ...
+
+    @property
+    def n_tokens(self) -> int: ...
 
     def batch(self, step: int, batch_size: int, seed: int) -> Batch: ...
 

@@ -14,6 +14,8 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from minedge.data.corpus import Passage, normalized, passages
 from minedge.data.overlap import SeenFilter, overlapping
 
@@ -107,7 +109,7 @@ def split_passages(found: Sequence[Passage], salt: str = _SALT) -> Splits:
     return Splits(tuple(parts["train"]), valid, test, dropped, platform.python_version())
 
 
-def _without(found: Sequence[Passage], out: Sequence[bool]) -> tuple[Passage, ...]:
+def _without(found: Sequence[Passage], out: np.ndarray) -> tuple[Passage, ...]:
     return tuple(p for p, gone in zip(found, out, strict=True) if not gone)
 
 

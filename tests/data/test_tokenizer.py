@@ -1,0 +1,81 @@
+"""The tokenizer: lossless, deterministic, saved as Hugging Face lays it out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minedge.data.splits import stdlib_splits
+from minedge.data.tokenizer import END_OF_TEXT, Tokenizer
+from minedge.errors import MinedgeFormatError
+
+
+def test_text_survives(tokenizer):
+    for text in [
+        *stdlib_splits().texts("test")[:200],
+        "",
+        " ",
+        "\n\n    x = 1\t\u00e9\u4e2d\U0001f600",
+        "  two  spaces  ",
+    ]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_special_token_is_first_and_never_in_text(tokenizer):
+    assert tokenizer.eos_id == tokenizer.bos_id == 0 == tokenizer.token_id(END_OF_TEXT)
+    assert tokenizer.vocab_size == 1536
+    assert 0 not in tokenizer.encode("Return the end of text.")
+    assert tokenizer.decode([0, *tokenizer.encode("hi"), 0]) == "hi"
+
+
+def test_digits_stand_alone(tokenizer):
+    assert len(tokenizer.encode("20231125")) == 8
+
+
+def test_training_again_gives_the_same_tokenizer():
+    texts = stdlib_splits().texts("test")
+    one, two = (Tokenizer.train_bpe(texts, 600).backend.to_str() for _ in range(2))
+    assert one == two
+
+
+def test_save_and_load(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "new")
+    assert sorted(f.name for f in (tmp_path / "new").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    for place in (tmp_path / "new", tmp_path / "new" / "tokenizer.json"):
+        loaded = Tokenizer.load(place)
+        assert loaded.backend.to_str() == tokenizer.backend.to_str()
+        assert (loaded.eos_token, loaded.bos_token) == (END_OF_TEXT, END_OF_TEXT)
+
+
+def test_wrapped_special_tokens_are_understood(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": END_OF_TEXT}, "bos_token": None})
+    )
+    assert Tokenizer.load(tmp_path).eos_id == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": 3}', b"\xff\xfe"])
+def test_a_foreign_tokenizer_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(MinedgeFormatError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_missing_tokenizer_and_bad_settings_are_refused(tokenizer, tmp_path):
+    with pytest.raises(MinedgeFormatError, match="no tokenizer there"):
+        Tokenizer.load(tmp_path)
+    tokenizer.save(tmp_path)
+    for content in (b"{", b"[1]", b"\xff"):
+        (tmp_path / "tokenizer_config.json").write_bytes(content)
+        with pytest.raises(MinedgeFormatError, match=r"tokenizer_config\.json"):
+            Tokenizer.load(tmp_path)
+
+
+def test_the_library_loads_only_when_used():
+    code = "import sys, minedge.data.tokenizer, minedge.data.loaders; print('tokenizers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
