@@ -63,7 +63,7 @@ APPLIES: dict[tuple[str, str], Rule] = {
     ("densify", "dense"): Rule(True, "unchanged"),
     ("densify", "masked"): Rule(True, "Dense with zeros"),
     ("densify", "int4"): Rule(True, "unchanged"),
-    ("merge", "dense"): Rule(True, "Dense, one rounding"),
+    ("merge", "dense"): Rule(True, "Dense, within float32 rounding"),
     ("merge", "int4"): Rule(True, "Int4, quantized again, with a warning that says what it costs"),
     ("merge", "masked"): Rule(
         True, "Masked with the same mask, with a warning: what the adapter changed under it is lost"

@@ -191,12 +191,13 @@ def add(
 def merge(model: M) -> M:
     """A new model whose weights have taken the active adapters in; inactive ones stay beside them.
 
-    Over a dense weight that costs one rounding. A quantized weight has to be rounded to 4 bits again, and a pruned
-    one keeps its mask: a warning says how much of the adapters' change that loses, `merge_error` how far the weights
-    end up. Merging into float weights first (`prune.densify`, or the model before `quant.int4`) loses nothing.
+    Over a dense weight that costs float32 rounding and no more. A quantized weight has to be rounded to 4 bits again,
+    and a pruned one keeps its mask: a warning says how much of the adapters' change that loses, `merge_error` how far
+    the weights end up. Merging into float weights first (`prune.densify`, or the model before `quant.int4`) loses
+    nothing.
     """
     merged, costs = _merge(model)
-    lossy = {name: lost for name, (_, lost) in costs.items() if core(model.linears[name]).kind != "dense"}
+    lossy = {name: lost for name, (_, lost) in costs.items() if lost and core(model.linears[name]).kind != "dense"}
     if lossy:
         worst = max(lossy, key=lambda name: lossy[name])
         warnings.warn(
