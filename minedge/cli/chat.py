@@ -1,0 +1,125 @@
+"""minedge chat: talk with a model, line by line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from minedge.cli.common import load_model, need_tokenizer
+from minedge.cli.console import Console
+from minedge.cli.generate import sampling_options, sampling_values, stream
+from minedge.cli.parser import model_options
+from minedge.errors import UsageError
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "Chat", "add_options", "run"]
+
+DESCRIPTION = """Talk with a model. The conversation so far goes into the prompt as text, and its oldest turns fall out
+when the context is full. A model that was never taught to answer continues the text instead. Without a terminal each
+line of stdin is a message."""
+EXAMPLES = (
+    "minedge chat",
+    "minedge chat --model my-model --temp 0.7 --seed 1",
+    'printf "What is a list?\\n" | minedge chat --max-tokens 40',
+    'minedge chat --template "{message}" --stop "\\n"',
+)
+HELP = "/help shows this, /reset forgets the conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer"
+TEMPLATE = "User: {message}\\nAssistant:"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    model_options(parser)
+    parser.add_argument("--system-prompt", default="", metavar="TEXT", help="text before the conversation")
+    parser.add_argument(
+        "--template", default=TEMPLATE, metavar="TEXT", help=f"a turn; holds {{message}} (default: {TEMPLATE})"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help=r"an answer ends before this (default: the template's first line)",
+    )
+    sampling_options(parser, max_tokens=100)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    chat = Chat(load_model(args), args, console)
+    interactive = sys.stdin.isatty() and not console.json_mode
+    if interactive:
+        console.note(f"{chat.model!r}\n{HELP}")
+    turns: list[dict[str, str]] = []
+    while (line := _read_line(interactive)) is not None:
+        message = line.strip()
+        if message in ("/exit", "/quit"):
+            break
+        if message == "/reset":
+            chat.history.clear()
+            console.note("the conversation is forgotten")
+        elif message.startswith("/"):
+            console.note(HELP if message == "/help" else f"unknown command {message!r}; {HELP}")
+        elif message:
+            turns.append({"message": message, "answer": chat.answer(message)})
+    console.result({"turns": turns})
+    return 0
+
+
+class Chat:
+    """A conversation: the turns so far, and how they become a prompt."""
+
+    def __init__(self, model: Any, args: argparse.Namespace, console: Console):
+        need_tokenizer(model)
+        self.model, self.console = model, console
+        self.template = args.template.replace("\\n", "\n")
+        if self.template.count("{message}") != 1:
+            raise UsageError(f"--template: expected {{message}} in it once, got {args.template!r}")
+        self.system = args.system_prompt.replace("\\n", "\n")
+        opening = self.template.partition("{message}")[0].strip()
+        default = [f"\n{opening}"] if opening else []
+        self.stops = [text.replace("\\n", "\n") for text in args.stop or []] or default
+        self.settings = sampling_values(args)
+        self.history: list[str] = []
+
+    def prompt(self, message: str) -> str:
+        """System text, the turns that fit, and the new message; raises `UsageError` where that alone is too long."""
+        turn = self.template.replace("{message}", message)
+        context = self.model.config.context_length
+        # Half of a small context is kept for the answer, however many tokens were asked for.
+        room = context - min(self.settings["max_tokens"], context // 2)
+        while True:
+            parts = [self.system] if self.system else []
+            text = "\n".join([*parts, *self.history, turn])
+            length = len(self.model.tokenizer.encode(text))
+            if length <= room:
+                return text
+            if not self.history:
+                raise UsageError(f"message: {length} tokens, the context leaves room for {room}; shorten it")
+            del self.history[0]
+
+    def answer(self, message: str) -> str:
+        """Answer a message, showing it as it comes; Ctrl-C keeps what has come so far."""
+        pieces: list[str] = []
+        try:
+            prompt = self.prompt(message)
+        except UsageError as error:
+            self.console.status(f"minedge chat: error: {error}")
+            return ""
+        try:
+            for piece in stream(self.model, prompt, self.console, stop=self.stops or None, **self.settings):
+                pieces.append(piece)
+        except KeyboardInterrupt:
+            self.console.piece(" [stopped]")
+        self.console.out()
+        text = "".join(pieces)
+        self.history.append(self.template.replace("{message}", message) + text.rstrip("\n"))
+        return text.strip()
+
+
+def _read_line(interactive: bool) -> str | None:
+    """The next message, None at the end."""
+    if interactive:
+        try:
+            return input("> ")
+        except EOFError:
+            print()
+            return None
+    return sys.stdin.readline() or None

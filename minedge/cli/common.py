@@ -1,0 +1,106 @@
+"""What several verbs need: the model that the options name, output folders, sizes on disk."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from minedge.errors import MinedgeFormatError, UsageError
+
+__all__ = ["check_output", "disk_bytes", "load_model", "lora_target", "model_facts", "model_path", "read_prompt"]
+
+MARKERS = ("config.json", "adapter_config.json", "manifest.json", "metrics.jsonl")
+
+
+def model_path(name: str) -> Path:
+    """The folder that --model names; of a training run's folder, the model in it."""
+    from minedge.api import BUNDLED, bundled_path
+
+    path = bundled_path() if name in BUNDLED else Path(name).expanduser()
+    if (path / "run.json").is_file() and not (path / "config.json").exists():
+        if (path / "model").is_dir():
+            return path / "model"
+        if (path / "adapter").is_dir():
+            raise UsageError(
+                f"--model: {name!r} is a run that trained an adapter; give its base, and --adapter-path {name}/adapter"
+            )
+        raise UsageError(
+            f"--model: {name!r} is a run that has no model yet; finish it with minedge train ... --resume auto"
+        )
+    return path
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """The model of --model on --backend, with the adapter of --adapter-path where the verb has that option."""
+    import minedge
+
+    path = model_path(args.model)
+    model = minedge.load(args.model if path.name != "model" else path, backend=args.backend)
+    if getattr(args, "adapter_path", None):
+        adapter = Path(args.adapter_path).expanduser()
+        if not adapter.exists():
+            raise UsageError(
+                f"--adapter-path: expected a folder with adapter_config.json, {str(adapter)!r} does not exist"
+            )
+        if (adapter / "run.json").is_file() and (adapter / "adapter").is_dir():
+            adapter = adapter / "adapter"
+        model = minedge.lora.load_adapter(model, adapter)
+    return model
+
+
+def lora_target(config: Any) -> list[str]:
+    """The matrices that an adapter goes on where nobody says: queries and values, or the matrix that holds both."""
+    names = [role.rsplit(".", 1)[-1] for role in config.arch.attn_in]
+    return names if len(names) == 1 else [names[0], names[2]]
+
+
+def need_tokenizer(model: Any) -> Any:
+    """The model's tokenizer; `MinedgeFormatError` where its folder has none."""
+    if model.tokenizer is None:
+        raise MinedgeFormatError(
+            f"{model.name}: no tokenizer.json in the model folder; copy the one the model was trained with"
+        )
+    return model.tokenizer
+
+
+def check_output(path: str | Path, overwrite: bool) -> Path:
+    """Refuse an output folder that exists before any work is done; with `overwrite`, one that minedge did not write."""
+    path = Path(path).expanduser()
+    if not path.exists() and not path.is_symlink():
+        return path
+    if not overwrite:
+        raise UsageError(f"--out: {str(path)!r} exists already; choose another name, or replace it with --overwrite")
+    if not path.is_dir():
+        raise UsageError(
+            f"--out: {str(path)!r} is not a folder, which --overwrite does not replace; choose another name"
+        )
+    if any(path.iterdir()) and not any((path / marker).exists() for marker in MARKERS):
+        raise UsageError(
+            f"--out: {str(path)!r} holds no model or adapter, so --overwrite does not replace it; choose another name"
+        )
+    return path
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of the files in a folder, or of one file."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def read_prompt(text: str) -> str:
+    """--prompt, where '-' stands for all of stdin."""
+    return sys.stdin.read() if text == "-" else text
+
+
+def model_facts(model: Any) -> dict[str, Any]:
+    """What reports say about any model."""
+    return {
+        "name": model.name,
+        "architecture": model.config.architecture,
+        "parameters": model.n_params(),
+        "backend": model.ops.spec,
+        "resident_bytes": model.nbytes()["total"],
+    }

@@ -1,0 +1,92 @@
+"""--data and its relatives, and how a model is measured on what they name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from minedge.cli.common import model_path, need_tokenizer
+from minedge.cli.parser import integer, one_of
+from minedge.errors import UsageError
+
+__all__ = ["data_options", "held_out_part", "load_dataset", "max_length", "measure_text"]
+
+PARTS = ("train", "valid", "test")
+
+
+def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> None:
+    """--data, --format, --template, --max-seq-length."""
+    add = parser.add_argument
+    add("--data", required=required, metavar="DATA", help=f"{what}: stdlib, stdlib-task, a file or a folder")
+    add(
+        "--format",
+        type=one_of("text", "jsonl", "labels"),
+        metavar="F",
+        help="text, jsonl or labels (default: by the name)",
+    )
+    add("--template", metavar="TEXT", help=r"of labelled data, such as '{text}\nLabel: {label}'")
+    add(
+        "--max-seq-length",
+        type=integer(2),
+        metavar="N",
+        help="tokens a row (default: the model's context, at most 256)",
+    )
+
+
+def load_dataset(args: argparse.Namespace) -> Any:
+    """What --data names. Of the built-in sets, valid and test lose what --model was trained on on another Python."""
+    from minedge.data.loaders import BUILT_IN, load_data
+
+    template = args.template.replace("\\n", "\n") if args.template else None
+    dataset = load_data(args.data, format=args.format, template=template)
+    record = model_path(args.model) / "seen.npy"
+    if dataset.name not in BUILT_IN or not record.is_file():
+        return dataset
+    from minedge.data.overlap import SeenFilter
+    from minedge.data.packing import Texts
+    from minedge.data.splits import evaluation_passages
+    from minedge.data.task import Labelled, stdlib_task
+
+    seen = SeenFilter.load(record)
+    if dataset.task is not None:
+        task = stdlib_task(seen)
+        train, valid, test = (Labelled(task, part) for part in PARTS)
+        return replace(dataset, task=task, train=train, valid=valid, test=test)
+    texts = [Texts(tuple(p.text for p in evaluation_passages(part, seen))) for part in ("valid", "test")]
+    return replace(dataset, valid=texts[0], test=texts[1])
+
+
+def max_length(args: argparse.Namespace, model: Any) -> int:
+    """Tokens a row, checked against the context."""
+    context = model.config.context_length
+    if args.max_seq_length is None:
+        return min(context, 256)
+    if args.max_seq_length > context:
+        raise UsageError(
+            f"--max-seq-length: expected at most {context}, the model's context, got {args.max_seq_length}"
+        )
+    return args.max_seq_length
+
+
+def measure_text(model: Any, dataset: Any, part: str, length: int, batch_size: int, batches: int = 0) -> dict[str, Any]:
+    """Loss in nats a token with its standard error, perplexity, bits per byte."""
+    from minedge.finetune.evaluate import evaluate_text
+
+    found = evaluate_text(model, dataset.pack(part, need_tokenizer(model), length), batch_size, batches)
+    return {
+        "loss": found.loss,
+        "loss_se": found.loss_se,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "bits_per_byte_se": found.bits_per_byte / found.loss * found.loss_se if found.loss else None,
+        "tokens": found.n_tokens,
+        "bytes": found.n_bytes,
+    }
+
+
+def held_out_part(dataset: Any, wanted: str | None) -> str:
+    """The part to measure on: the one asked for, else the last of test, valid, train that the data has."""
+    if wanted is not None:
+        return wanted
+    return next((part for part in ("test", "valid") if dataset.part(part)), "train")

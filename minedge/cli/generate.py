@@ -1,0 +1,142 @@
+"""minedge generate: continue a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from minedge.cli.common import load_model, model_facts, need_tokenizer, read_prompt
+from minedge.cli.console import Console
+from minedge.cli.parser import fraction, integer, model_options, real
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "Meter", "add_options", "run", "sampling_options", "sampling_values"]
+
+DESCRIPTION = """Continue a prompt and print the text as it comes. Temperature 0, the default, always takes the
+likeliest token; above 0 it draws, and the same seed draws the same text. Speed goes to stderr, so the text can be
+piped."""
+EXAMPLES = (
+    'minedge generate --prompt "The os module"',
+    'minedge generate --prompt "Return the" --temp 0.8 --top-p 0.95 --seed 7 --max-tokens 200',
+    "minedge generate --model my-model --adapter-path my-adapter --prompt - < prompt.txt",
+    'minedge generate --prompt "import" --stop "\\n\\n" --json',
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    model_options(parser)
+    parser.add_argument("--prompt", "-p", required=True, metavar="TEXT", help="text to continue; - reads stdin")
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help=r"end before this text (\n is a newline); repeatable"
+    )
+    sampling_options(parser, max_tokens=100)
+
+
+def sampling_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Options of generate and chat."""
+    add = parser.add_argument
+    add(
+        "--max-tokens", type=integer(0), default=max_tokens, metavar="N", help=f"tokens at most (default: {max_tokens})"
+    )
+    add("--temp", type=real(), default=0.0, metavar="T", help="temperature; 0 takes the likeliest token (default: 0)")
+    add("--top-p", type=fraction(low_open=True), metavar="P", help="keep the likeliest tokens whose mass reaches P")
+    add("--top-k", type=integer(1), metavar="K", help="keep the K likeliest tokens")
+    add("--min-p", type=fraction(high_open=True), metavar="P", help="drop tokens below P times the likeliest")
+    add("--repetition-penalty", type=real(0, above=True), default=1.0, metavar="R", help="above 1 discourages repeats")
+    add("--seed", type=integer(0), default=0, metavar="N", help="seed of the draws (default: 0)")
+
+
+def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `sampling_options` as arguments of `Model.generate`."""
+    return dict(
+        max_tokens=args.max_tokens,
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        seed=args.seed,
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    model = load_model(args)
+    meter = Meter(need_tokenizer(model))
+    stops = [text.replace("\\n", "\n").replace("\\t", "\t") for text in args.stop or []]
+    settings = sampling_values(args)
+    pieces: list[str] = []
+    meter.start()
+    for piece in replace(model, tokenizer=meter).generate(
+        read_prompt(args.prompt), stop=stops, stream=True, **settings
+    ):
+        pieces.append(piece)
+        console.piece(piece)
+    console.out()
+    facts = meter.facts(model.config.context_length, args.max_tokens)
+    if not console.json_mode:
+        console.status(f"{summary(facts)} ({model.ops.spec})")
+    console.result(
+        {"text": "".join(pieces), **facts, "settings": {**settings, "stop": stops}, "model": model_facts(model)}
+    )
+    return 0
+
+
+class Meter:
+    """A tokenizer that counts and times: the loop decodes after every token, so each call of `decode` is one token."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self.start()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def start(self) -> None:
+        self.prompt = self.generated = 0
+        self.started = self.first = self.last = time.perf_counter()
+
+    def encode(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode(text)
+        self.prompt, self.started = len(ids), time.perf_counter()
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids = list(ids)
+        self.last, self.generated = time.perf_counter(), len(ids)
+        if len(ids) == 1:
+            self.first = self.last
+        return self._tokenizer.decode(ids)
+
+    def facts(self, context: int, max_tokens: int) -> dict[str, Any]:
+        """Counts, speeds in tokens/s (None where too little happened to time) and why the text ended."""
+        prefill, decode = self.first - self.started, self.last - self.first
+        if self.generated == max_tokens:
+            ended = "length"
+        else:
+            ended = "context" if self.prompt + self.generated >= context else "stop"
+        return {
+            "prompt_tokens": self.prompt,
+            "generated_tokens": self.generated,
+            "prompt_tokens_per_s": self.prompt / prefill if self.generated and prefill > 0 else None,
+            "tokens_per_s": (self.generated - 1) / decode if self.generated > 1 and decode > 0 else None,
+            "ended": ended,
+        }
+
+
+def summary(facts: dict[str, Any]) -> str:
+    """One line of speeds."""
+    why = {"length": "--max-tokens reached", "context": "the context is full", "stop": "end of text or stop text"}
+    parts = []
+    for what, speed in (("prompt_tokens", "prompt_tokens_per_s"), ("generated_tokens", "tokens_per_s")):
+        rate = f" at {facts[speed]:,.0f} tokens/s" if facts[speed] else ""
+        parts.append(f"{what.split('_')[0]} {facts[what]} tokens{rate}")
+    return f"{', '.join(parts)}; {why[facts['ended']]}"
+
+
+def stream(model: Any, prompt: str, console: Console, **settings: Any) -> Iterator[str]:
+    """Pieces of the continuation, shown as they come."""
+    for piece in model.generate(prompt, stream=True, **settings):
+        console.piece(piece)
+        yield piece
