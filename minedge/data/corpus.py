@@ -44,6 +44,7 @@ _ASCII_FORMS = str.maketrans({
 # fmt: on
 _RULE = re.compile(r"^[\s=\-~*^#+_.|]{3,}$")  # a heading's underline, a table's frame
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+_NOT_LETTERS = bytes(b for b in range(128) if not chr(b).isalpha())
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -68,14 +69,13 @@ def clean(text: str) -> str | None:
     lines = [_CONTROL.sub("", line).rstrip() for line in text.split("\n")]
     text = "\n".join(line for line in lines if not _RULE.match(line))
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
-    dense = "".join(text.split())
     if len(text) < _MIN_CHARS or len(_WORD.findall(text)) < _MIN_WORDS:
         return None
-    if sum(c.isascii() and c.isalpha() for c in dense) < _MIN_LETTERS * len(dense):
+    dense = "".join(text.split())
+    ascii_part = dense.encode("ascii", "ignore")
+    if len(ascii_part.translate(None, _NOT_LETTERS)) < _MIN_LETTERS * len(dense):
         return None
-    if sum(not c.isascii() for c in dense) > _MAX_FOREIGN * len(dense):
-        return None
-    return text
+    return None if len(dense) - len(ascii_part) > _MAX_FOREIGN * len(dense) else text
 
 
 def split_long(text: str, max_chars: int = _MAX_CHARS) -> list[str]:

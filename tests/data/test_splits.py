@@ -176,6 +176,14 @@ def test_evaluation_passages_leaves_out_what_was_seen(found):
         splits.evaluation_passages("train")
 
 
+def test_nothing_was_seen_by_an_empty_filter(tmp_path):
+    overlap.SeenFilter.of([]).save(tmp_path / "none.npy")
+    loaded = overlap.SeenFilter.load(tmp_path / "none.npy")
+    assert loaded.seen(["Some text that stands here for no reason at all."]).tolist() == [False]
+    assert loaded.seen([]).tolist() == []
+    assert overlap.overlapping([], ["a"]).tolist() == [] and overlap.overlapping(["a"], []).tolist() == [False]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a npy", b"\x93NUMPY\x01\x00"])
 def test_a_foreign_fingerprint_is_refused(tmp_path, content):
     (tmp_path / "x.npy").write_bytes(content)
