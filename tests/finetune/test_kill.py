@@ -1,4 +1,4 @@
-"""Test class 19: kill -9 at random moments, half of them at points inside saves; what is resumed ends with the same bits."""
+"""Test class 19: kill -9 at random moments, half of them inside saves; what is resumed ends with the same bits."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def check_campaign(tmp_path, kills, seed):
 def same_record(one, other):
     """The same losses step by step, the same arrays in the last checkpoint, and nothing left lying about."""
     clock = {"tokens_per_s", "seconds"}
-    a, b = ([{k: v for k, v in r.items() if k not in clock} for r in metrics.read(p / "metrics.jsonl")] for p in (one, other))
+    records = [metrics.read(run / "metrics.jsonl") for run in (one, other)]
+    a, b = ([{k: v for k, v in r.items() if k not in clock} for r in found] for found in records)
     assert a == b
     arrays = [weights_hash(load_checkpoint(latest_checkpoint(p))[0]) for p in (one, other)]
     assert arrays[0] == arrays[1]

@@ -1,0 +1,301 @@
+r"""Memory of a pass, counted without running it: the lines of model/transformer.py with sizes in the place of arrays.
+
+The forward and backward passes are walked in their own order. `hold` is an array that comes to life, `free` one
+that dies, `spike` one that lives for a call; a `Trace` keeps the highest total and what it was made of.
+
+Legend: N = B T positions; X, Q, K, I bytes of an array (N, n_embd), (N, q_width), (N, kv_width), (N, n_inner).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from minedge.config import Config
+from minedge.model.linears import LinearKind
+from minedge.model.model import LOGIT_TILE
+from minedge.model.shapes import head_name, linear_shapes, param_shapes
+
+__all__ = ["Trace", "array_bytes", "inference", "training_step"]
+
+F = 4  # bytes of a float32
+_ITEMSIZE = {"float32": 4, "float16": 2, "uint8": 1, "float64": 8, "int64": 8}
+
+
+def array_bytes(config: Config, linears: Mapping[str, LinearKind]) -> dict[str, int]:
+    """Bytes of every parameter array."""
+    return {name: prod(shape) * _ITEMSIZE[dtype] for name, (shape, dtype) in param_shapes(config, linears).items()}
+
+
+class Trace:
+    """Live bytes by part, and the highest sum of them so far."""
+
+    def __init__(self) -> None:
+        self.live: Counter[str] = Counter()
+        self.peak, self.parts, self.moment = 0, dict[str, int](), ""
+        self.where = ""
+
+    def hold(self, part: str, size: int) -> int:
+        self.live[part] += size
+        self.spike(0)
+        return size
+
+    def free(self, part: str, size: int) -> None:
+        self.live[part] -= size
+
+    def spike(self, size: int) -> None:
+        total = sum(self.live.values()) + size
+        if total > self.peak:
+            self.peak, self.moment = total, self.where
+            self.parts = {**{k: v for k, v in self.live.items() if v}, **({"transient": size} if size else {})}
+
+
+# --- what a linear kind needs beside its output -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Need:
+    """keeps_input: its cache holds x; kept: other bytes in it; forward, backward: bytes used during the call."""
+
+    keeps_input: bool
+    kept: int
+    forward: int
+    backward: int
+
+
+def _dense(kind: Any, rows: int, out: int, width: int) -> _Need:
+    return _Need(True, 0, 0, 0)
+
+
+def _unpacked(kind: Any, rows: int, out: int, width: int) -> _Need:
+    """A frozen matrix whose dense form is made for the product and dropped after it."""
+    return _Need(False, 0, F * out * width, F * out * width)
+
+
+def _masked(kind: Any, rows: int, out: int, width: int) -> _Need:
+    """Unpacked too, but trained: in backward the gradient stands twice for a moment, before and after the mask."""
+    return _Need(True, 0, F * out * width, 2 * F * out * width)
+
+
+def _lora(kind: Any, rows: int, out: int, width: int) -> _Need:
+    """x A^T is kept; B's product stands beside the base's output, and A's input gradient beside the base's."""
+    base = _need(kind.base, rows, out, width)
+    if not kind.active:
+        return base
+    r = F * rows * kind.r
+    return _Need(True, base.kept + r, max(base.forward, F * rows * out), max(base.backward, F * rows * width + 2 * r))
+
+
+_NEEDS: dict[str, Callable[[Any, int, int, int], _Need]] = {"dense": _dense, "lora": _lora, "masked": _masked}
+
+
+def _need(kind: LinearKind, rows: int, out: int, width: int) -> _Need:
+    return _NEEDS.get(kind.kind, _unpacked)(kind, rows, out, width)
+
+
+# --- the passes -------------------------------------------------------------------------------------------------------
+
+
+class _Walk:
+    """One model at one shape: the pieces of transformer.py, forward and backward."""
+
+    def __init__(self, trace: Trace, config: Config, linears: Mapping[str, LinearKind], B: int, T: int, tier: str):
+        self.t, self.config, self.linears, self.tier = trace, config, linears, tier
+        self.B, self.T, self.N = B, T, B * T
+        self.X, self.Q, self.K, self.I = (
+            F * self.N * width for width in (config.n_embd, config.q_width, config.kv_width, config.n_inner)
+        )
+        self.R = F * self.N * (2 if config.arch.norm == "layer" else 1)  # rstd, and mean
+        self.shapes = linear_shapes(config)
+        self.bytes = array_bytes(config, linears)
+        self.wanted: frozenset[str] = frozenset()
+        self.noisy: frozenset[str] = frozenset()
+
+    def scores(self, count: float) -> int:
+        """The (T, T) matrices that only the specification makes."""
+        return int(count * F * self.B * self.config.n_head * self.T * self.T) if self.tier == "numpy" else 0
+
+    def elementwise(self, size: int, count: int) -> int:
+        """Temporaries of NumPy's expressions."""
+        return count * size if self.tier == "numpy" else 0
+
+    def own(self, name: str) -> dict[str, int]:
+        """Arrays of one matrix."""
+        keys = [*self.linears[name].shapes(name, *self.shapes[name]), f"{name}.bias"]
+        return {key: self.bytes[key] for key in keys if key in self.bytes}
+
+    def linear(self, name: str, keep: bool) -> int:
+        """Forward of a matrix: what it keeps. The output is counted by the caller."""
+        out, width = self.shapes[name]
+        need = _need(self.linears[name], self.N, out, width)
+        perturbed = max((size for key, size in self.own(name).items() if key in self.noisy), default=0)
+        biased = F * self.N * out if f"{name}.bias" in self.bytes else 0
+        self.t.spike(F * self.N * out + max(need.forward + perturbed, biased))
+        return need.kept if keep else 0
+
+    def linear_backward(self, name: str) -> None:
+        """Backward of a matrix: its gradients stay. The input's gradient is counted by the caller."""
+        out, width = self.shapes[name]
+        self.t.spike(F * self.N * width + _need(self.linears[name], self.N, out, width).backward)
+        self.t.hold("gradients", sum(size for key, size in self.own(name).items() if key in self.wanted))
+
+    def norm_gradients(self, i: int, *roles: str | None) -> None:
+        names = [f"{self.config.layer_name(i, role)}{s}" for role in roles if role for s in (".weight", ".bias")]
+        self.t.hold("gradients", sum(self.bytes[name] for name in names if name in self.wanted))
+
+    # Each half of a layer returns what it keeps beside its input; the output (X) replaces the input as the live stream.
+
+    def attention(self, i: int, keep: bool) -> int:
+        t, c, a = self.t, self.config, self.config.arch
+        t.where = f"forward, attention of layer {i}"
+        held = t.hold("activations", self.X + self.R)  # the norm's output
+        t.spike(self.elementwise(self.X, 2))
+        for role in a.attn_in:
+            held += t.hold("activations", self.linear(c.layer_name(i, role), keep))
+            held += t.hold("activations", F * self.N * self.shapes[c.layer_name(i, role)][0])
+        if len(a.attn_in) == 1:
+            t.spike(self.Q + 2 * self.K)
+        if a.q_norm:
+            grown = self.Q + self.K + F * self.N * (c.n_head + c.n_kv_head)
+            t.spike(grown)
+            held += t.hold("activations", grown if keep else 0)
+        if c.uses_rotary:
+            t.spike(self.Q + self.elementwise(self.Q, 2))
+        t.spike(self.scores(3))
+        held += t.hold("activations", self.Q + F * self.N * c.n_head)  # output and log-sum-exp
+        held += t.hold("activations", self.linear(c.layer_name(i, a.attn_out), keep))
+        return self.close(held, self.keeps_input(i, a.attn_in), self.X, keep)
+
+    def mlp(self, i: int, keep: bool) -> int:
+        t, c, a = self.t, self.config, self.config.arch
+        t.where = f"forward, MLP of layer {i}"
+        held = t.hold("activations", self.X + self.R)
+        t.spike(self.elementwise(self.X, 2))
+        for role in a.mlp_in:
+            held += t.hold("activations", self.linear(c.layer_name(i, role), keep) + self.I)
+        t.spike(self.elementwise(self.I, 4))
+        held += t.hold("activations", self.I)  # the activation's output
+        held += t.hold("activations", self.linear(c.layer_name(i, a.mlp_out), keep))
+        if not self.keeps_input(i, (a.mlp_out,)):
+            t.free("activations", self.I)
+            held -= self.I
+        return self.close(held, self.keeps_input(i, a.mlp_in), self.X, keep)
+
+    def keeps_input(self, i: int, roles: tuple[str, ...]) -> bool:
+        """Whether any of these matrices, which share an input, keeps it."""
+        names = [self.config.layer_name(i, role) for role in roles]
+        return any(_need(self.linears[name], 1, 1, 1).keeps_input for name in names)
+
+    def close(self, held: int, normed_kept: bool, normed: int, keep: bool) -> int:
+        """The end of a half: its output takes the stream's place; the input stays if it is kept for backward."""
+        self.t.hold("activations", self.X)
+        if not normed_kept:
+            self.t.free("activations", normed)
+            held -= normed
+        if keep:
+            return held + self.X
+        self.t.free("activations", held + self.X)
+        return 0
+
+    def hidden(self, keep: bool) -> list[int]:
+        """forward_hidden; returns what every half keeps. One X, the final norm's output, stays live."""
+        self.t.where = "forward, embedding"
+        self.t.hold("activations", self.X)
+        if self.config.arch.positions:
+            self.t.spike(self.X)
+        halves = []
+        for i in range(self.config.n_layer):
+            halves += [self.attention(i, keep), self.mlp(i, keep)]
+        self.t.where = "forward, final norm"
+        self.t.hold("activations", self.X + self.R)
+        if not keep:
+            self.t.free("activations", self.X + self.R)
+        return halves
+
+    def half_backward(self, i: int, kept: int, norm: str, inner: Callable[[int], None]) -> None:
+        inner(i)
+        self.t.hold("activations", self.X)  # gradient of the norm's output
+        self.t.spike(self.X + self.elementwise(self.X, 3))  # and of its input
+        self.norm_gradients(i, norm)
+        self.t.free("activations", kept + self.X)
+
+    def mlp_backward(self, i: int) -> None:
+        t, c, a = self.t, self.config, self.config.arch
+        t.where = f"backward, MLP of layer {i}"
+        self.linear_backward(c.layer_name(i, a.mlp_out))
+        held = t.hold("activations", self.I)
+        t.spike(self.elementwise(self.I, 4))
+        held += t.hold("activations", len(a.mlp_in) * self.I)
+        for role in a.mlp_in:
+            self.linear_backward(c.layer_name(i, role))
+            held += t.hold("activations", self.X)
+        t.free("activations", held)
+
+    def attention_backward(self, i: int) -> None:
+        t, c, a = self.t, self.config, self.config.arch
+        t.where = f"backward, attention of layer {i}"
+        self.linear_backward(c.layer_name(i, a.attn_out))
+        held = t.hold("activations", self.Q)
+        t.spike(self.scores(4))
+        held += t.hold("activations", self.Q + 2 * self.K)
+        t.spike(self.Q + (self.K if c.uses_rotary else 0))
+        self.norm_gradients(i, a.q_norm, a.k_norm)
+        if len(a.attn_in) == 1:
+            held += t.hold("activations", self.Q + 2 * self.K)
+        for role in a.attn_in:
+            self.linear_backward(c.layer_name(i, role))
+            held += t.hold("activations", self.X)
+        t.free("activations", held)
+
+
+def inference(
+    trace: Trace, config: Config, linears: Mapping[str, LinearKind], B: int, T: int, tier: str, noisy: frozenset[str]
+) -> None:
+    """`Model.loss_sum` of tokens with T predicted positions a row: forward, then logits tile by tile."""
+    walk = _Walk(trace, config, linears, B, T, tier)
+    walk.noisy = noisy
+    walk.hidden(keep=False)
+    trace.where = "logits"
+    head, V = head_name(config), config.vocab_size
+    perturbed = sum(size for key, size in walk.own(head).items() if key in noisy)
+    rows = min(walk.N, max(1, LOGIT_TILE // V))
+    tile = F * rows * V + (F * rows * config.n_embd if rows < walk.N else 0)
+    unpacked = _need(linears[head], rows, *walk.shapes[head]).forward
+    trace.spike(perturbed + tile + max(unpacked, walk.elementwise(F * rows * V, 2)))
+    trace.free("activations", walk.X)
+
+
+def training_step(
+    trace: Trace, config: Config, linears: Mapping[str, LinearKind], B: int, T: int, tier: str, wanted: frozenset[str]
+) -> None:
+    """`Model.loss_and_grads`: forward that keeps, loss, backward. The gradients stay live at the end."""
+    walk = _Walk(trace, config, linears, B, T, tier)
+    walk.wanted = wanted
+    halves = walk.hidden(keep=True)
+    a, head = config.arch, head_name(config)
+    trace.where = "logits and their gradient"
+    logits = F * walk.N * config.vocab_size
+    need = _need(linears[head], walk.N, *walk.shapes[head])
+    trace.spike(logits + need.forward)
+    trace.hold("activations", need.kept)
+    trace.hold("logits", 2 * logits)
+    trace.spike(walk.elementwise(logits, 1))
+    trace.free("logits", logits)
+    walk.linear_backward(head)
+    trace.free("logits", logits)
+    trace.hold("activations", 2 * walk.X)  # gradients of the final norm's output and input
+    trace.hold("gradients", sum(walk.bytes.get(f"{a.final_norm}{s}", 0) for s in (".weight", ".bias")))
+    trace.free("activations", need.kept + 2 * walk.X + walk.R)  # the final norm's input and output
+    for i in reversed(range(config.n_layer)):
+        walk.half_backward(i, halves.pop(), a.norm2, walk.mlp_backward)
+        walk.half_backward(i, halves.pop(), a.norm1, walk.attention_backward)
+    trace.where = "backward, embedding"
+    names = [f"{a.embed}.weight", f"{a.positions}.weight"]
+    inputs = sum(walk.bytes.get(name, 0) for name in names if name in wanted)
+    trace.hold("gradients", inputs)
+    if head == a.embed and f"{head}.weight" in wanted:  # tied: head's and embedding's gradients become one
+        trace.free("gradients", walk.bytes[f"{head}.weight"])
+    trace.free("activations", 2 * walk.X)
