@@ -15,7 +15,7 @@ for _folder in ("ops", "mutants"):  # op_checks and planting, which several fold
 # "quick" draws the same examples every time, so that CI never fails by luck; "campaign" draws new and many ones.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("quick", max_examples=15, derandomize=True, deadline=None, suppress_health_check=_SLOW)
-settings.register_profile("campaign", max_examples=500, deadline=None, suppress_health_check=_SLOW)
+settings.register_profile("campaign", max_examples=200, deadline=None, suppress_health_check=_SLOW)
 settings.load_profile(os.environ.get("MINEDGE_TEST_PROFILE", "quick"))
 
 _ON_REQUEST = ("slow", "campaign", "oracle")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import minedge.ops
+from minedge.errors import UsageError
 
 
 @pytest.fixture
@@ -103,3 +104,15 @@ def test_row_results_do_not_depend_on_the_batch(runtime):
         whole = call(x)
         for i in (0, 7, 39):
             assert call(x[i : i + 1]).tobytes() == whole[i].tobytes()
+
+
+def test_width_comes_from_the_environment_and_nonsense_is_refused(runtime, monkeypatch):
+    for text, want in (("3", 3), ("1", 1)):
+        monkeypatch.setenv("MINEDGE_THREADS", text)
+        monkeypatch.setattr(runtime, "_threads", None)
+        assert runtime.threads() == want
+    for text in ("0", "two", "1e3", "-1", "257"):
+        monkeypatch.setenv("MINEDGE_THREADS", text)
+        monkeypatch.setattr(runtime, "_threads", None)
+        with pytest.raises(UsageError, match="MINEDGE_THREADS"):
+            runtime.threads()

@@ -278,7 +278,8 @@ def rotary_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple]:
 
 
 def rotary_backward(dout: Array, cache: tuple) -> Array:
-    return _rotary("dout", dout, *cache, -1.0)
+    cos, sin = cache
+    return _rotary("dout", dout, cos, sin, -1.0)
 
 
 def swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple]:

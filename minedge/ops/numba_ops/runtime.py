@@ -24,6 +24,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from minedge.errors import UsageError
+
 __all__ = [
     "Kernel",
     "as_float32",
@@ -37,7 +39,8 @@ __all__ = [
     "writable_float32",
 ]
 
-_SCALARS = {
+_intrinsic: Any = intrinsic  # its own types describe the function before it is decorated
+_SCALARS: dict[str, Any] = {
     "f": types.float32,
     "d": types.float64,
     "i": types.int64,
@@ -70,7 +73,7 @@ class Kernel:
         """The machine code, made now or taken from the cache. Exact float32: no fast-math, no fused multiply-add."""
         if self._compiled is None:
             signature = tuple(_type(code) for code in self._signature.split())
-            options = {"nogil": True, "cache": True, "fastmath": False, "error_model": "numpy"}
+            options: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": False, "error_model": "numpy"}
             self._compiled = numba.njit(signature, **options)(self._function)
         return self._compiled
 
@@ -97,13 +100,13 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
     return lambda function: Kernel(function, signature)
 
 
-@intrinsic
+@_intrinsic
 def bits_to_float(typing_context, bits):
     """The float32 with these 32 bits (inside kernels)."""
     return types.float32(types.int32), lambda context, builder, sig, args: builder.bitcast(args[0], ir.FloatType())
 
 
-@intrinsic
+@_intrinsic
 def float_to_bits(typing_context, number):
     """The 32 bits of a float32 (inside kernels)."""
     return types.int32(types.float32), lambda context, builder, sig, args: builder.bitcast(args[0], ir.IntType(32))
@@ -115,12 +118,14 @@ _guard = threading.Lock()
 
 
 def threads() -> int:
-    """Threads in use: MINEDGE_THREADS, else the CPUs this process may run on."""
+    """Threads in use: MINEDGE_THREADS, else the CPUs this process may run on. UsageError for nonsense."""
     global _threads
     if _threads is None:
-        asked = os.environ.get("MINEDGE_THREADS", "")
+        text = os.environ.get("MINEDGE_THREADS", "")
+        if text and not (text.isascii() and text.isdigit() and 1 <= int(text) <= 256):
+            raise UsageError(f"MINEDGE_THREADS: expected a number in 1..256, got {text!r}")
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _threads = max(1, int(asked)) if asked.isdigit() else allowed
+        _threads = int(text) if text else allowed
     return _threads
 
 
