@@ -17,7 +17,6 @@ __all__ = ["VERBS", "main"]
 
 # Verb -> what it does. The module of the same name has DESCRIPTION, EXAMPLES, add_options(parser), run(args, console).
 VERBS: dict[str, str] = {
-    "tour": "fine-tune, prune, quantize and generate on this machine, every figure measured",
     "tour": "the whole chain on real text, measured as it goes",
     "train": "fine-tune a model (full, LoRA, MeZO), or train one from scratch",
     "generate": "continue a prompt",
@@ -133,7 +132,7 @@ def _short_warnings(verb: str, quiet: bool) -> Iterator[None]:
 
 def _one_line(error: object) -> str:
     """An error as one line; a surprise names its type, so that a report of it is worth something."""
-    if isinstance(error, BaseException) and not isinstance(error, MinedgeError):
+    if isinstance(error, Exception) and not isinstance(error, (MinedgeError, Warning)):
         if isinstance(error, OSError) and error.strerror:
             place = f"{error.filename}: " if error.filename else ""
             return f"{place}{error.strerror}"

@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="rank of the adapter; with it, mezo perturbs the adapter alone",
     )
-    add("--lora-target", metavar="NAMES", help="matrices that get one (default: q_proj,v_proj)")
+    add("--lora-target", metavar="NAMES", help="matrices that get one (default: queries and values)")
     add("--init", metavar="SHAPE", help="tiny, small, base, or a config.json: a model that does not exist yet")
     add("--init-shape", type=size_map, metavar="SIZES", help="n_layer=4,n_embd=128,... on top of --init or alone")
     add("--vocab-size", type=integer(1), default=1536, metavar="N", help="of that model (default: 1536)")

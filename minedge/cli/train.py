@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--lora-target",
         metavar="NAMES",
-        help="matrices that get one, such as q_proj,v_proj, or all (default: q_proj,v_proj)",
+        help="matrices that get one, such as q_proj,v_proj, or all (default: queries and values)",
     )
     add("--num-layers", type=integer(-1), metavar="N", help="only the last N layers; -1 for all (default: all)")
     add("--eps", type=real(above=True), metavar="E", help="mezo: size of the perturbation (default: 1e-3)")

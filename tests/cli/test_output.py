@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -230,16 +231,22 @@ def in_a_terminal(words, **env):
 
 
 def test_a_terminal_gets_a_bar_and_no_color_takes_its_colors(home):
-    code, text = in_a_terminal([*QUICK_TRAIN, "--iters", "5", "--out", "o"], NO_COLOR=None)
+    settings = {"plain": {"NO_COLOR": None}, "colorless": {"NO_COLOR": "1"}, "dumb": {"TERM": "dumb"}}
+    with ThreadPoolExecutor() as pool:  # most of the time is Python starting up
+        runs = {
+            name: pool.submit(in_a_terminal, [*QUICK_TRAIN, "--iters", "5", "--out", name], **env)
+            for name, env in settings.items()
+        }
+    code, text = runs["plain"].result()
     assert code == 0
     assert "\x1b[" in text
     assert "step 5/5" in text
     colour = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7])(?:;\d+)*m")
     assert colour.search(text)
-    code, text = in_a_terminal([*QUICK_TRAIN, "--iters", "5", "--out", "p"], NO_COLOR="1")
+    code, text = runs["colorless"].result()
     assert code == 0
     assert not colour.search(text)
-    code, text = in_a_terminal([*QUICK_TRAIN, "--iters", "5", "--out", "q"], TERM="dumb")
+    code, text = runs["dumb"].result()
     assert code == 0
     assert "\x1b" not in text
 
