@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minedge.config import Config, did_you_mean
-from minedge.errors import MinedgeFormatError, UsageError
+from minedge.errors import UsageError
 from minedge.model import model as _model
 from minedge.model import transformer
 from minedge.model.linears import Dense
@@ -35,6 +35,20 @@ class Model(_model.Model):
             trainable_names=None if usual else sorted(self.trainable_names),
         )  # fmt: skip
 
+    def save_gguf(self, path: str | Path, dtype: str = "keep", overwrite: bool = False) -> None:
+        """Write a GGUF file, which llama.cpp opens, with the tokenizer in it; needs the extra `minedge[gguf]`.
+
+        dtype "f32", "f16", "q8_0" or "q4_0" for all matrices; "keep" writes 4-bit ones as Q4_0 and others as F32, so
+        that nothing is lost. Written whole or not at all; a file that exists is refused unless `overwrite`.
+        """
+        from minedge.io import gguf_write
+
+        if Path(path).exists() and not overwrite:
+            raise UsageError(f"the output file {path} exists already; choose another name, or ask to overwrite it")
+        gguf_write.write_model(
+            path, self.config, self.params, self.linears, self.tokenizer, dtype, name=Path(self.name).name or "model"
+        )
+
 
 def init(config: Config, tokenizer: Any = None, seed: int = 0, backend: str | None = None) -> Model:
     """A model with random weights, all of them trainable; see `transformer.init_params` for the distribution."""
@@ -51,32 +65,29 @@ def bundled_path() -> Path:
 
 
 def load(source: str | Path, backend: str | None = None) -> Model:
-    """Open a model: "bundled", or a Hugging Face directory. Every float array is trainable until an adapter or
-    packing says otherwise.
+    """Open a model: "bundled", a Hugging Face directory, a .gguf file, a llama2.c .bin (its tokenizer beside it), or
+    the hub id of a model in the local Hugging Face cache. Every float array is trainable until an adapter or packing
+    says otherwise.
 
     Raises `UsageError` for an unknown name (with the nearest), `MinedgeFormatError` for files that are missing,
     damaged or foreign.
     """
     from minedge.compress.compositions import default_trainable
-    from minedge.io import hf
+    from minedge.io import sources
 
     get_ops(backend)
-    if str(source) in BUNDLED:
-        path = bundled_path()
-    else:
-        path = Path(source).expanduser()
-        if not path.exists():
+    path = bundled_path() if str(source) in BUNDLED else Path(source).expanduser()
+    if not path.exists():
+        cached = sources.in_hub_cache(str(source))
+        if cached is None:
             near = did_you_mean(str(source), [*BUNDLED, *_siblings(path)])
             raise UsageError(
-                f"model: expected 'bundled' or a model directory, got {str(source)!r}, which does not exist{near}"
+                "model: expected 'bundled', a model directory, a .gguf file, a llama2.c .bin, or a hub id in the local "
+                f"Hugging Face cache ({sources.hub_cache()}), got {str(source)!r}, which does not exist{near}"
             )
-    if not path.is_dir():
-        raise MinedgeFormatError(
-            f"{path}: expected a model directory with config.json and model.safetensors, got a file"
-        )
-    config, params, linears, tokenizer = hf.read_model(path)
+        path = cached
+    config, params, linears, tokenizer, names = sources.read_any(path)
     model = Model(config, {}, linears, tokenizer=tokenizer, backend=backend, name=str(source))
-    names = hf.read_trainable_names(path)
     if names is None:
         names = default_trainable(model, linears, params)
     return model.with_params(params, trainable_names=names)
@@ -84,4 +95,6 @@ def load(source: str | Path, backend: str | None = None) -> Model:
 
 def _siblings(path: Path) -> list[str]:
     parent = path.parent
-    return [str(parent / p.name) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    if not parent.is_dir():
+        return []
+    return [str(parent / p.name) for p in parent.iterdir() if p.is_dir() or p.suffix in (".gguf", ".bin")]

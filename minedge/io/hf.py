@@ -29,7 +29,9 @@ from minedge.io.safetensors import writer
 from minedge.model.linears import LinearKind, Shapes, dense_kind, kind_from_dict
 from minedge.model.shapes import linear_shapes, param_shapes
 
-__all__ = ["read_config", "read_generation_config", "read_model", "read_trainable_names", "write_model"]
+__all__ = [
+    "check_tokenizer", "read_config", "read_generation_config", "read_model", "read_trainable_names", "write_model",
+]  # fmt: skip
 
 _FORMAT_VERSION = 1
 _FLOATS = {"F16", "BF16", "F32", "F64"}
@@ -209,11 +211,11 @@ def _read_tokenizer(folder: Path, config: Config) -> Any:
     if not member(folder, "tokenizer.json").exists():
         return None
     tokenizer = Tokenizer.load(folder)
-    _check_tokenizer(tokenizer, config, f"{folder / 'tokenizer.json'}")
+    check_tokenizer(tokenizer, config, f"{folder / 'tokenizer.json'}")
     return tokenizer
 
 
-def _check_tokenizer(tokenizer: Any, config: Config, where: str) -> None:
+def check_tokenizer(tokenizer: Any, config: Config, where: str) -> None:
     # Ids may have gaps, so the largest one decides, not their number.
     ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= config.vocab_size:
@@ -246,7 +248,7 @@ def write_model(
     if dtype not in (None, "float32", "float16"):
         raise UsageError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
     if tokenizer is not None:
-        _check_tokenizer(tokenizer, config, "tokenizer")
+        check_tokenizer(tokenizer, config, "tokenizer")
     tensors = {key: _stored_as(key, array, dtype) for key, array in _to_storage(config, params, linears).items()}
     write_weights = writer(tensors, {"format": "pt"})  # transformers refuses files without this entry
     data = config.to_hf()
