@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "quantize": "pack weight matrices into 4 bits",
     "prune": "set the smallest weights to zero and store what is left",
     "fuse": "merge a LoRA adapter into its model",
+    "convert": "between file formats: Hugging Face, GGUF, minedge; llama2.c in",
     "inspect": "show what a model folder or file holds",
     "plan": "predict peak memory per training method",
     "doctor": "show backends, kernels and versions on this machine",
@@ -32,7 +33,7 @@ VERBS: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 fine, 2 usage, 3 bad file, 4 diverged, 130 interrupted."""
+    """Run one verb and return the exit code: 0 fine, 1 a fault of minedge, 2 usage, 3 bad file, 4 diverged, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -152,5 +153,5 @@ def _overview() -> str:
         "Fine-tune, compress and run small language models on the CPU at hand.\n\n"
         f"verbs:\n{lines}\n\n"
         "minedge VERB --help shows a verb's options with examples; minedge --version the version.\n"
-        "exit codes: 0 fine, 2 usage, 3 bad file, 4 diverged, 130 interrupted"
+        "exit codes: 0 fine, 1 a fault of minedge, 2 usage, 3 bad file, 4 diverged, 130 interrupted"
     )

@@ -15,10 +15,13 @@ MARKERS = ("config.json", "adapter_config.json", "manifest.json", "metrics.jsonl
 
 
 def model_path(name: str) -> Path:
-    """The folder that --model names; of a training run's folder, the model in it."""
+    """The folder or file that --model names; of a training run's folder, the model in it; of a hub id, its snapshot."""
     from minedge.api import BUNDLED, bundled_path
+    from minedge.io.sources import in_hub_cache
 
     path = bundled_path() if name in BUNDLED else Path(name).expanduser()
+    if not path.exists():
+        return in_hub_cache(name) or path
     if (path / "run.json").is_file() and not (path / "config.json").exists():
         if (path / "model").is_dir():
             return path / "model"
@@ -35,9 +38,10 @@ def model_path(name: str) -> Path:
 def load_model(args: argparse.Namespace) -> Any:
     """The model of --model on --backend, with the adapter of --adapter-path where the verb has that option."""
     import minedge
+    from minedge.api import BUNDLED
 
     path = model_path(args.model)
-    model = minedge.load(args.model if path.name != "model" else path, backend=args.backend)
+    model = minedge.load(args.model if args.model in BUNDLED else path, backend=args.backend)
     if getattr(args, "adapter_path", None):
         adapter = Path(args.adapter_path).expanduser()
         if not adapter.exists():

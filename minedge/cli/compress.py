@@ -33,7 +33,10 @@ def file_dtype(name: str) -> str | None:
     """'float16' where the model's own file holds that, so that its untouched weights are written as they came."""
     from minedge.io.jsonfile import read_json
 
-    data = read_json(model_path(name) / "config.json")
+    file = model_path(name) / "config.json"
+    if not file.is_file():  # a GGUF or llama2.c file
+        return None
+    data = read_json(file)
     return "float16" if data.get("dtype", data.get("torch_dtype")) == "float16" else None
 
 

@@ -14,8 +14,8 @@ from minedge.errors import MinedgeFormatError, UsageError
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_options", "run"]
 
-DESCRIPTION = """Open a model folder, a LoRA adapter, a training run, a .safetensors file or a MeZO log, check it as
-strictly as loading does, and show what is in it: architecture, tensors, linear kinds, bytes by part, tokenizer. A
+DESCRIPTION = """Open a model folder, a LoRA adapter, a training run, a .safetensors or .gguf file or a MeZO log, check
+it as strictly as loading does, and show what is in it: architecture, tensors, linear kinds, bytes by part, tokenizer. A
 damaged file gives the reason and exit code 3."""
 EXAMPLES = (
     "minedge inspect bundled",
@@ -78,10 +78,11 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
         start = file.read(16)
     if start.startswith(b"MEZOLOG\n"):
         return _mezo_log
+    if start.startswith(b"GGUF"):
+        return _gguf
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _safetensors
     known = {
-        b"GGUF": "a GGUF file",
         b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
         b"\x80\x02": "a pickle",
         b"\x80\x04": "a pickle",
@@ -90,7 +91,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
         (what for magic, what in known.items() if start.startswith(magic)), f"one that starts with {start[:8]!r}"
     )
     raise MinedgeFormatError(
-        f"{path}: expected a .safetensors file or a MeZO log, got {got if start else 'an empty file'}"
+        f"{path}: expected a .safetensors or .gguf file or a MeZO log, got {got if start else 'an empty file'}"
     )
 
 
@@ -205,6 +206,31 @@ def _safetensors(path: Path) -> dict[str, Any]:
         "on_disk": header.file_size,
         "tensors": tensors,
     }
+
+
+def _gguf(path: Path) -> dict[str, Any]:
+    from minedge.io.gguf import GGUFFile
+
+    with GGUFFile(path) as file:
+        get, tokens = file.get, file.header.metadata.get("tokenizer.ggml.tokens")
+        tensors = [
+            {"name": name, "dtype": info.type.name, "shape": list(info.shape), "bytes": info.nbytes}
+            for name, info in file.header.tensors.items()
+        ]
+        kinds: dict[str, int] = {}
+        for tensor in tensors:
+            kinds[tensor["dtype"]] = kinds.get(tensor["dtype"], 0) + 1
+        return {
+            "what": f"GGUF file, version {file.header.version}",
+            "architecture": get("general.architecture", str) or "not named",
+            "name": get("general.name", str) or "none",
+            "metadata_keys": len(file.header.metadata),
+            "tokenizer": get("tokenizer.ggml.model", str) or "none",
+            "tokens": getattr(tokens, "count", 0),
+            "on_disk": file.header.file_size,
+            "types": ", ".join(f"{n} of {kind}" for kind, n in kinds.items()) or "none",
+            "tensors": tensors,
+        }
 
 
 def _mezo_log(path: Path) -> dict[str, Any]:

@@ -284,6 +284,17 @@ def test_quiet_console_keeps_results(capsys):
     assert capsys.readouterr() == ("result\n", "")
 
 
+def test_a_fault_of_minedge_is_one_line_too(monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("minedge.cli.doctor.run", fail)
+    assert main(["doctor"]) == 1
+    assert (
+        capsys.readouterr().err == "minedge doctor: error: unexpected RuntimeError: two lines (--debug shows where)\n"
+    )
+
+
 def test_interrupt_outside_training(monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
