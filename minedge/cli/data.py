@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 from minedge.cli.common import model_path, need_tokenizer
@@ -11,8 +10,6 @@ from minedge.cli.parser import integer, one_of
 from minedge.errors import UsageError
 
 __all__ = ["data_options", "held_out_part", "load_dataset", "max_length", "measure_text"]
-
-PARTS = ("train", "valid", "test")
 
 
 def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> None:
@@ -36,25 +33,11 @@ def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> 
 
 def load_dataset(args: argparse.Namespace) -> Any:
     """What --data names. Of the built-in sets, valid and test lose what --model was trained on on another Python."""
-    from minedge.data.loaders import BUILT_IN, load_data
+    from minedge.data.loaders import load_data
+    from minedge.data.seen import without_seen
 
     template = args.template.replace("\\n", "\n") if args.template else None
-    dataset = load_data(args.data, format=args.format, template=template)
-    record = model_path(args.model) / "seen.npy"
-    if dataset.name not in BUILT_IN or not record.is_file():
-        return dataset
-    from minedge.data.overlap import SeenFilter
-    from minedge.data.packing import Texts
-    from minedge.data.splits import evaluation_passages
-    from minedge.data.task import Labelled, stdlib_task
-
-    seen = SeenFilter.load(record)
-    if dataset.task is not None:
-        task = stdlib_task(seen)
-        train, valid, test = (Labelled(task, part) for part in PARTS)
-        return replace(dataset, task=task, train=train, valid=valid, test=test)
-    texts = [Texts(tuple(p.text for p in evaluation_passages(part, seen))) for part in ("valid", "test")]
-    return replace(dataset, valid=texts[0], test=texts[1])
+    return without_seen(load_data(args.data, format=args.format, template=template), model_path(args.model))
 
 
 def max_length(args: argparse.Namespace, model: Any) -> int:

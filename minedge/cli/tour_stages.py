@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from minedge import ledger
+from minedge.api import bundled_path
 from minedge.cli.common import disk_bytes
 from minedge.compress import int4, prune
 from minedge.data.baselines import bag_of_words_accuracy, majority_accuracy
-from minedge.data.loaders import Dataset, load_data
-from minedge.data.task import Labelled, stdlib_task
+from minedge.data.loaders import load_data
+from minedge.data.seen import without_seen
 from minedge.finetune import lora, mezo
 from minedge.finetune.evaluate import TaskResult, evaluate_task, evaluate_text, paired
 from minedge.finetune.trainer import train
@@ -116,12 +117,12 @@ class Tour:
 
     def _read_data(self) -> None:
         began = time.perf_counter()
-        seen = seen_filter(self.base)
-        self.task = stdlib_task(seen)
+        self.corpus = without_seen(load_data("stdlib"), bundled_path())
+        self.task_data = without_seen(load_data("stdlib-task"), bundled_path())
+        assert self.task_data.task is not None
+        self.task = self.task_data.task
         self.examples = self.task.examples("test")
-        self.corpus = load_data("stdlib")
         self.text = self.corpus.pack("test", self.base.tokenizer, TEXT_LEN)
-        self.task_data = Dataset("stdlib-task", Labelled(self.task, "train"), task=self.task)
         self.baselines = {
             "majority": majority_accuracy(self.task),
             "bag_of_words": bag_of_words_accuracy(self.task),
@@ -254,7 +255,8 @@ class Tour:
 
     def _speed(self, model: Any, backend: str) -> float:
         """Tokens generated a second, greedy, after a first run that compiles and warms up."""
-        other = model.with_backend(backend)
+        # a pruned matrix applies its mask at every use; without masks the same zeros give the same text at dense speed
+        other = prune.densify(model).with_backend(backend)
         other.generate(PROMPT, max_tokens=2)
         ids = len(other.tokenizer.encode(PROMPT))
         began = time.perf_counter()
@@ -290,15 +292,6 @@ def summary(s: Stage) -> str:
             f" {s.label_loss_change:+.3f} ± {s.label_loss_change_se:.3f})"
         )
     return line
-
-
-def seen_filter(model: Any) -> Any:
-    """What the bundled model saw in training, where it comes with such a record; else None."""
-    from minedge.api import bundled_path
-    from minedge.data.overlap import SeenFilter
-
-    path = bundled_path() / "seen.npy"
-    return SeenFilter.load(path) if model.name == "bundled" and path.exists() else None
 
 
 @contextlib.contextmanager
