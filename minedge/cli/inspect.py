@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,9 +218,7 @@ def _gguf(path: Path) -> dict[str, Any]:
             {"name": name, "dtype": info.type.name, "shape": list(info.shape), "bytes": info.nbytes}
             for name, info in file.header.tensors.items()
         ]
-        kinds: dict[str, int] = {}
-        for tensor in tensors:
-            kinds[tensor["dtype"]] = kinds.get(tensor["dtype"], 0) + 1
+        kinds = Counter(info.type.name for info in file.header.tensors.values())
         return {
             "what": f"GGUF file, version {file.header.version}",
             "architecture": get("general.architecture", str) or "not named",
