@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from minedge import gradcheck
+    import minedge.gradcheck as gradcheck
     from minedge.api import Model, init, load
     from minedge.compress import prune, quant
     from minedge.config import Config

@@ -9,7 +9,7 @@ from typing import Any
 
 from minedge.cli.common import load_model, model_facts
 from minedge.cli.console import Console
-from minedge.cli.data import PARTS, data_options, held_out_part, load_dataset, max_length, measure_text
+from minedge.cli.data import data_options, held_out_part, load_dataset, max_length, measure_text
 from minedge.cli.parser import integer, model_options, one_of
 from minedge.errors import UsageError
 
@@ -31,7 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     data_options(parser, required=True, what="what to measure on")
     add = parser.add_argument
     add("--task", action="store_true", help="insist on labels: fail where the data has none")
-    add("--split", type=one_of(*PARTS), metavar="PART", help="train, valid or test (default: test if there is one)")
+    add(
+        "--split",
+        type=one_of("train", "valid", "test"),
+        metavar="PART",
+        help="train, valid or test (default: test if there is one)",
+    )
     add("--batch-size", type=integer(1), default=8, metavar="N", help="rows at once (default: 8)")
     add(
         "--test-batches", type=integer(-1), default=0, metavar="N", help="batches at most; 0 or -1 for all (default: 0)"

@@ -29,5 +29,5 @@ def weights_hash(params: Mapping[str, np.ndarray]) -> str:
         digest.update(len(head).to_bytes(8, "little") + head)
         flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
         for start in range(0, array.size, _CHUNK):
-            digest.update(np.ascontiguousarray(flat[start : start + _CHUNK], dtype=dtype))
+            digest.update(np.ascontiguousarray(flat[start : start + _CHUNK], dtype=dtype).data)
     return digest.hexdigest()

@@ -22,8 +22,8 @@ class KVCache:
         if not 1 <= max_length <= config.context_length:
             raise UsageError(f"max_length: expected 1 to {config.context_length} (the context), got {max_length}")
         shape = (batch, max_length, config.n_kv_head, config.head_dim)
-        self.k = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
-        self.v = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
+        self.k: list[Array] = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
+        self.v: list[Array] = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
         self.length = 0
         self.max_length = max_length
 

@@ -136,8 +136,8 @@ class Model:
         tokens = self.check_tokens(tokens, extra=1)
         if tokens.shape[1] < 2:
             raise UsageError(f"tokens: a loss needs at least 2 tokens a row, got {tokens.shape[1]}")
-        dtype = next(iter(self.params.values())).dtype
-        dtype = np.float64 if dtype == np.float64 else np.float32
+        wide = next(iter(self.params.values())).dtype == np.float64
+        dtype = np.float64 if wide else np.float32
         if loss_mask is None:
             weights = np.ones(tokens[:, 1:].size, dtype)
         else:

@@ -109,7 +109,7 @@ def int4_int8_linear(
     xq, xscales = int8_quantize(x.reshape(-1, x.shape[-1]))
     partial = int4_int8_partials(xq, qweight).astype(np.float32)  # (N, out, blocks)
     wscales = np.repeat(scales.astype(np.float32), group_size // BLOCK, axis=1)  # (out, blocks)
-    out = np.einsum("nob,ob,nb->no", partial, wscales, xscales, optimize=True)
+    out = np.ascontiguousarray(np.einsum("nob,ob,nb->no", partial, wscales, xscales, optimize=True))
     return out.reshape(*x.shape[:-1], -1)
 
 
