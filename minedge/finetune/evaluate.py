@@ -57,9 +57,9 @@ def evaluate_text(model: Model, packed: PackedData, batch_size: int = BATCH, max
     loss = float(s.sum() / w.sum())
     # a ratio estimate: the spread of each batch around the common mean, batches taken as independent
     se = float(np.sqrt(((s - loss * w) ** 2).sum()) / w.sum())
-    share = len(sums) and float(w.sum()) / max(1, getattr(packed, "n_tokens", int(w.sum())))
-    n_bytes = int(round(getattr(packed, "n_bytes", 0) * min(1.0, share)))
-    return TextResult(loss, se, int(round(float(w.sum()))), n_bytes)
+    share = float(w.sum()) / max(1, getattr(packed, "n_tokens", 0)) if max_batches else 1.0
+    n_bytes = round(getattr(packed, "n_bytes", 0) * min(1.0, share))
+    return TextResult(loss, se, round(float(w.sum())), n_bytes)
 
 
 @dataclass(frozen=True)
