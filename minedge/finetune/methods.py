@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -95,13 +95,14 @@ class Perturbations:
         self.optimizer.load_state_dict({"log": numbers["log"], "projected_grads": arrays["projected_grads"]})
 
 
-def where_not_finite(model: Any, batches: Sequence[Batch]) -> str:
+def where_not_finite(model: Any, batches: Iterable[Batch]) -> str:
     """The first array, or else the first layer in the forward pass's order, that is not finite on these batches."""
     for name, array in model.params.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"the weights {name}"
     for tokens, _ in batches:
-        found = _first_layer(model, np.ascontiguousarray(tokens[:, :-1]))
+        with np.errstate(all="ignore"):
+            found = _first_layer(model, np.ascontiguousarray(tokens[:, :-1]))
         if found is not None:
             return found
     return "the logits or the loss (all weights and layers are finite)"

@@ -9,6 +9,7 @@ adapters and perturbations are pure functions of (seed, step), and everything el
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -21,7 +22,7 @@ import numpy as np
 from minedge.errors import DivergedError, Interrupted, MinedgeFormatError, UsageError
 from minedge.finetune.evaluate import evaluate_text
 from minedge.finetune.events import Event, Signals
-from minedge.finetune.methods import make_method
+from minedge.finetune.methods import make_method, where_not_finite
 from minedge.finetune.prepare import packed_parts, start_model, trained_adapter
 from minedge.finetune.run import RunFolder, differences, environment
 from minedge.finetune.train_config import TrainConfig
@@ -146,10 +147,13 @@ class _Trainer:
     def _evaluate(self) -> bool:
         """Measure validation loss; True where it is the best yet. Sets `stopped` when patience ends."""
         c = self.config
-        loss = evaluate_text(self.model, self.valid_data, c.batch_size, c.eval_batches).loss
+        with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):
+            loss = evaluate_text(self.model, self.valid_data, c.batch_size, c.eval_batches).loss
         self.folder.record(step=self.step, valid_loss=loss)
         if not math.isfinite(loss):
-            raise self._diverged(self.step, DivergedError(f"the validation loss is {loss}"))
+            where = where_not_finite(self.model, itertools.islice(self.valid_data.eval_batches(c.batch_size), 8))
+            raise self._diverged(self.step, DivergedError(f"the validation loss is {loss}; not finite first: {where}"))
         better = self.best is None or loss < self.best["loss"]
         if better:
             self.best, self.bad_evals = {"step": self.step, "loss": loss}, 0
