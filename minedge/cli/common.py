@@ -9,39 +9,60 @@ from typing import Any
 
 from minedge.errors import MinedgeFormatError, UsageError
 
-__all__ = ["check_output", "disk_bytes", "load_model", "lora_target", "model_facts", "model_path", "read_prompt"]
+__all__ = [
+    "check_output",
+    "disk_bytes",
+    "find",
+    "load_model",
+    "lora_target",
+    "model_facts",
+    "model_path",
+    "read_prompt",
+]
 
 MARKERS = ("config.json", "adapter_config.json", "manifest.json", "metrics.jsonl")
 
 
-def model_path(name: str) -> Path:
-    """The folder or file that --model names; of a training run's folder, the model in it; of a hub id, its snapshot."""
+def find(name: str) -> Path:
+    """The folder or file that a name stands for: the bundled model, a path, or a hub id in the local cache."""
     from minedge.api import BUNDLED, bundled_path
-    from minedge.io.sources import in_hub_cache
 
-    path = bundled_path() if name in BUNDLED else Path(name).expanduser()
+    path = Path(name).expanduser()
+    if name in BUNDLED:
+        return bundled_path()
     if not path.exists():
+        from minedge.io.sources import in_hub_cache
+
         return in_hub_cache(name) or path
-    if (path / "run.json").is_file() and not (path / "config.json").exists():
-        if (path / "model").is_dir():
-            return path / "model"
-        if (path / "adapter").is_dir():
-            raise UsageError(
-                f"--model: {name!r} is a run that trained an adapter; give its base, and --adapter-path {name}/adapter"
-            )
-        raise UsageError(
-            f"--model: {name!r} is a run that has no model yet; finish it with minedge train ... --resume auto"
-        )
     return path
+
+
+def model_path(name: str) -> Path:
+    """`find`, and of a training run's folder the model in it."""
+    path = find(name)
+    if not _is_run(path):
+        return path
+    if (path / "model").is_dir():
+        return path / "model"
+    if (path / "adapter").is_dir():
+        raise UsageError(
+            f"--model: {name!r} is a run that trained an adapter; give its base, and --adapter-path {name}/adapter"
+        )
+    raise UsageError(
+        f"--model: {name!r} is a run that has no model yet; finish it with minedge train ... --resume auto"
+    )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "run.json").is_file() and not (path / "config.json").exists()
 
 
 def load_model(args: argparse.Namespace) -> Any:
     """The model of --model on --backend, with the adapter of --adapter-path where the verb has that option."""
     import minedge
-    from minedge.api import BUNDLED
 
     path = model_path(args.model)
-    model = minedge.load(args.model if args.model in BUNDLED else path, backend=args.backend)
+    model = minedge.load(path if _is_run(path.parent) else args.model, backend=args.backend)
     if getattr(args, "adapter_path", None):
         adapter = Path(args.adapter_path).expanduser()
         if not adapter.exists():

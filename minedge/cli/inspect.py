@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import disk_bytes, model_path
+from minedge.cli.common import disk_bytes, find
 from minedge.cli.console import Console
 from minedge.cli.text import size
 from minedge.errors import MinedgeFormatError, UsageError
@@ -27,12 +27,12 @@ EXAMPLES = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="FILE_OR_DIR", help="'bundled', a folder or a file")
+    parser.add_argument("path", metavar="FILE_OR_DIR", help="'bundled', a folder, a file or a hub id")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    path = model_path(args.path) if args.path == "bundled" else Path(args.path).expanduser()
+    path = find(args.path)
     report = _reader(path)(path)
     tensors = report.get("tensors", [])
     console.out(f"{report['what']}  {path}")
@@ -70,6 +70,8 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
         ):
             if (path / marker).exists():
                 return reader
+        if any(path.glob("*.gguf")):
+            return _model
         if any(path.glob("*.safetensors")):
             raise MinedgeFormatError(f"{path}: expected config.json beside the weights, it is missing")
         raise UsageError(
@@ -83,17 +85,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
         return _gguf
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _safetensors
-    known = {
-        b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
-        b"\x80\x02": "a pickle",
-        b"\x80\x04": "a pickle",
-    }
-    got = next(
-        (what for magic, what in known.items() if start.startswith(magic)), f"one that starts with {start[:8]!r}"
-    )
-    raise MinedgeFormatError(
-        f"{path}: expected a .safetensors or .gguf file or a MeZO log, got {got if start else 'an empty file'}"
-    )
+    return _model  # GGUF and llama2.c files; for others its reader says what was expected
 
 
 def _model(path: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     rows_out += [[part, *(size(p.parts.get(part, 0)) for p in plans.values())] for part in parts]
     rows_out.append(["peak", *(size(p.peak) for p in plans.values())])
     backend = next(iter(plans.values())).backend
-    console.note(f"{name}, {args.batch_size} rows of {length} tokens (generate: 1 row), backend {backend}")
+    console.note(f"{name}, batch {args.batch_size} x {length} tokens (generate: 1 x {length}), backend {backend}")
     console.table(["", *plans], rows_out)
     free = free_bytes()
     if free:

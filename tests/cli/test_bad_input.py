@@ -82,17 +82,18 @@ def test_truncated_weights(refuse, home, keep):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.gguf", b"GGUF\x03\x00\x00\x00" + b"\0" * 40, "GGUF"),
+        ("model.gguf", b"GGUF\x03\x00\x00\x00" + b"\0" * 40, "model.gguf"),
         ("model.bin", b"PK\x03\x04" + b"\0" * 40, "zip"),
-        ("model.pkl", b"\x80\x04\x95" + b"\0" * 40, "pickle"),
+        ("short.bin", b"\0" * 12, "llama2.c"),
+        ("model.pkl", b"\x80\x04\x95" + b"\0" * 40, "expected"),
         ("notes.txt", b"just some text, no model at all", "expected"),
-        ("empty", b"", "empty"),
+        ("empty", b"", "expected"),
     ],
 )
 def test_foreign_files(refuse, home, name, content, says):
     (home / name).write_bytes(content)
     refuse("inspect", name, code=3, says=says)
-    refuse("generate", "-m", name, "-p", "x", code=3, says="expected a model directory")
+    refuse("generate", "-m", name, "-p", "x", code=3, says=name)
 
 
 def test_foreign_architecture_and_broken_json(refuse, home):
