@@ -19,7 +19,7 @@ def start_model(model: Any, config: TrainConfig) -> Any:
 
         if not any(_is_adapter(name) for name in model.params):
             options: Mapping[str, Any] = config.lora or {}
-            given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
             model = lora.add(model, **given, seed=config.seed)
         else:  # the adapter alone is trained, not the norms that a loaded model also offers
             names = frozenset(name for name in model.trainable_names if _is_adapter(name))

@@ -32,7 +32,7 @@ _OWN = ("run.json", "metrics.jsonl")  # what tells a run's folder from someone e
 
 def environment(ops: Any) -> dict[str, Any]:
     """Everything beside settings, weights and data that the bits of a run may depend on; JSON."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     found: dict[str, Any] = {
         "minedge": minedge.__version__,
         "tier": ops.name,

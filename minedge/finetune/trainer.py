@@ -148,7 +148,6 @@ class _Trainer:
         """Measure validation loss; True where it is the best yet. Sets `stopped` when patience ends."""
         c = self.config
         with np.errstate(all="ignore"):
-            with np.errstate(all="ignore"):
             loss = evaluate_text(self.model, self.valid_data, c.batch_size, c.eval_batches).loss
         self.folder.record(step=self.step, valid_loss=loss)
         if not math.isfinite(loss):
