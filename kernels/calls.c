@@ -95,6 +95,25 @@ void me_gelu_backward(int isa, float *dx, const float *dout, const float *x, int
     RUN(gelu_backward, n, MIN_ELEMENTS, 5);
 }
 
+/* Blocks large enough to be worth packing their operands, small enough that every thread gets some: the longer side is
+ * halved first. Where the blocks end changes no bit. */
+int me_gemm(int isa, float *c, const float *a_, const float *b, int a_transposed, int b_transposed, int64_t M, int64_t N,
+            int64_t K) {
+    int failed = 0;
+    struct me_gemm a = {c, a_, b, &failed, a_transposed ? 1 : K, a_transposed ? M : 1, b_transposed ? 1 : N, b_transposed ? K : 1,
+                        M, N, K, 768, 384};
+    int64_t blocks;
+    for (;;) {
+        blocks = ((M + a.block_m - 1) / a.block_m) * ((N + a.block_n - 1) / a.block_n);
+        int64_t rows = M < a.block_m ? M : a.block_m, columns = N < a.block_n ? N : a.block_n;
+        if (blocks >= 2 * me_get_threads() || me_get_threads() == 1 || (rows <= 96 && columns <= 96)) break;
+        if (rows >= columns) a.block_m = ((rows + 1) / 2 + 5) / 6 * 6;
+        else a.block_n = ((columns + 1) / 2 + 15) / 16 * 16;
+    }
+    RUN(gemm, blocks, 1, M * N / blocks * K / 8);
+    return failed;
+}
+
 /* Few queries against many keys read each key once; more of them pay for a layout first. */
 #define DECODE_QUERIES 4
 

@@ -58,6 +58,14 @@ struct me_int4_int8 {
     const uint16_t *s;
     int64_t group, N, out, in;
 };
+/* c (M, N) = sum_k a[m * a_row + k * a_k] * b[k * b_k + n * b_n]; one of a_row, a_k is 1 and one of b_k, b_n;
+ * items are blocks of block_m x block_n results, counted row by row */
+struct me_gemm {
+    float *c;
+    const float *a, *b;
+    int *failed;
+    int64_t a_row, a_k, b_k, b_n, M, N, K, block_m, block_n;
+};
 struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n; };
 
 /* name of the kernel as in <isa>/<file>.c */
@@ -65,7 +73,7 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
     X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
-    X(attention_forward) X(attention_decode) X(attention_backward) \
+    X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(normal) X(perturb) \
     X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_linear) X(int4_int8_partials) \

@@ -40,6 +40,11 @@ void me_swiglu_backward(int isa, float *dgate, float *dup, const float *dout, co
 void me_gelu_forward(int isa, float *out, const float *x, int64_t n);
 void me_gelu_backward(int isa, float *dx, const float *dout, const float *x, int64_t n);
 
+/* c (M, N) = a b. The letter says how an operand lies: n as written, a (M, K), b (K, N); t transposed, a (K, M), b (N, K).
+ * Each result is summed over k in one order, whatever M, N and the number of threads. Nonzero on want of memory. */
+int me_gemm(int isa, float *c, const float *a, const float *b, int a_transposed, int b_transposed, int64_t M, int64_t N,
+            int64_t K);
+
 /* Attention. k_step, v_step: floats from one batch entry to the next. Nonzero on want of memory. */
 int me_attention_forward(int isa, float *out, float *lse, const float *q, const float *k, const float *v, int64_t k_step,
                          int64_t v_step, int64_t B, int64_t T, int64_t S, int64_t H, int64_t KV, int64_t D);

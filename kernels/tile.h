@@ -1,5 +1,5 @@
-/* The inner loop of every float matrix product: ROWS x 16 results stay in registers while k runs.
- * Each result is one chain of multiply-adds in the order of k, whatever tile it falls into. */
+/* The inner loop of every float matrix product: up to 6 x 16 results stay in registers while k runs.
+ * Each result is one chain of multiply-adds in the order of k, whatever tile it falls into, added to c at its end. */
 #ifndef MINEDGE_TILE_H
 #define MINEDGE_TILE_H
 #include "vec.h"
@@ -13,8 +13,7 @@ INLINE void tile(const int rows, float *restrict c, int64_t c_row, const float *
     vf s[TILE_ROWS][2];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
-        s[r][0] = add ? v_load(c + r * c_row) : v_set(0);
-        s[r][1] = add ? v_load(c + r * c_row + LANES) : v_set(0);
+        s[r][0] = s[r][1] = v_set(0);
     }
     for (int64_t k = 0; k < K; k++) {
         vf b0 = v_load(b + k * b_k), b1 = v_load(b + k * b_k + LANES);
@@ -27,9 +26,46 @@ INLINE void tile(const int rows, float *restrict c, int64_t c_row, const float *
     }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
-        v_store(c + r * c_row, s[r][0]);
-        v_store(c + r * c_row + LANES, s[r][1]);
+        v_store(c + r * c_row, add ? v_load(c + r * c_row) + s[r][0] : s[r][0]);
+        v_store(c + r * c_row + LANES, add ? v_load(c + r * c_row + LANES) + s[r][1] : s[r][1]);
     }
+}
+
+/* out[j * out_row + i] = x[i * x_row + j] for i, j < 8 */
+INLINE void transpose8(float *out, int64_t out_row, const float *x, int64_t x_row) {
+#if defined(ME_AVX2)
+    __m256 r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(x + i * x_row);
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int j = 0; j < 4; j++) {
+        _mm256_storeu_ps(out + j * out_row, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
+        _mm256_storeu_ps(out + (j + 4) * out_row, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
+    }
+#else
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 8; i++) out[j * out_row + i] = x[i * x_row + j];
+#endif
+}
+
+/* panel[k][0..16) = x[i * x_row + k] for i < n <= 16, zeros beyond n */
+INLINE void pack_panel(float *panel, const float *x, int64_t x_row, int64_t n, int64_t K) {
+    int64_t k = 0;
+    if (n == TILE_COLUMNS)
+        for (; k + 8 <= K; k += 8) {
+            transpose8(panel + k * TILE_COLUMNS, TILE_COLUMNS, x + k, x_row);
+            transpose8(panel + k * TILE_COLUMNS + 8, TILE_COLUMNS, x + 8 * x_row + k, x_row);
+        }
+    for (; k < K; k++)
+        for (int64_t i = 0; i < TILE_COLUMNS; i++) panel[k * TILE_COLUMNS + i] = i < n ? x[i * x_row + k] : 0;
 }
 
 #endif

@@ -17,10 +17,8 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* panel[j / 16][d][j % 16] = x[j * step + d]: the transpose as b-operands of tile(); zeros for keys n.. */
 static void pack_transposed(float *panel, const float *x, int64_t step, int64_t n, int64_t D) {
-    for (int64_t j = 0; j < round_up(n, SPAN); j++) {
-        float *p = panel + j / 16 * 16 * D + j % 16;
-        for (int64_t d = 0; d < D; d++) p[d * 16] = j < n ? x[j * step + d] : 0;
-    }
+    for (int64_t j = 0; j < round_up(n, SPAN); j += 16)
+        pack_panel(panel + j * D, x + j * step, step, n - j < 0 ? 0 : smaller(16, n - j), D);
 }
 
 /* rows[j][0..Dp) = scale * x[j * step + d], padded with zeros to `padded` rows */

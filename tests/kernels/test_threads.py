@@ -41,6 +41,10 @@ def big(name: str) -> tuple:
         "bias_backward": lambda: (f(700, 130), ()),
         "cross_entropy_forward": lambda: (f(300, 130), rng.integers(0, 130, 300), np.abs(f(300))),
         "cross_entropy_backward": lambda: (0.5, (f(300, 130), rng.integers(0, 130, 300), np.abs(f(300)), np.abs(f(300)))),
+        "linear_forward": lambda: (f(200, 400), f(130, 400)),
+        "linear_backward": lambda: (f(200, 130), (f(200, 400), f(130, 400))),
+        "int4_linear_forward": lambda: (f(200, 256), *big("int4_dequantize")),
+        "int4_linear_backward": lambda: (f(200, 300), big("int4_dequantize")),
         "int4_dequantize": lambda: (rng.integers(0, 256, (300, 128), dtype=np.uint8), f(300, 8).astype(np.float16), 32),
         "int4_int8_linear": lambda: (f(7, 256), rng.integers(0, 256, (300, 128), dtype=np.uint8),
                                      f(300, 8).astype(np.float16), 32),
@@ -52,9 +56,6 @@ def big(name: str) -> tuple:
     return shapes[name]() if name in shapes else CASES[name](rng, 100_000)
 
 
-BLAS = {"linear_forward", "linear_backward", "int4_linear_forward", "int4_linear_backward"}
-
-
 @pytest.fixture
 def restore_threads():
     before = c_ops.threads()
@@ -63,7 +64,7 @@ def restore_threads():
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", [name for name in CASES if name not in BLAS])
+@pytest.mark.parametrize("name", CASES)
 def test_thread_count_changes_no_bit(name, isa, restore_threads):
     ops, seen = c_ops.load(isa), set()
     for n in (1, 2, 3, 4, 7, 8):
@@ -79,6 +80,8 @@ def test_batch_size_changes_no_bit(isa):
     x, w, b = f(40, 96), f(96), f(96, seed=1)
     q, s = ops["int4_quantize"](f(33, 96, seed=2), 32)
     for one in (
+        lambda a: ops["linear_forward"](a, f(50, 96, seed=4))[0],
+        lambda a: ops["linear_backward"](a, (f(len(a), 50), f(96, 50, seed=4)), False)[0],
         lambda a: ops["rms_norm_forward"](a, w, 1e-5)[0],
         lambda a: ops["layer_norm_forward"](a, w, b, 1e-5)[0],
         lambda a: ops["int4_int8_linear"](a, q, s, 32),

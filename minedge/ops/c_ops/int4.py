@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minedge.ops.c_ops.checks import dense, f32, need
-from minedge.ops.c_ops.native import floats, halves, lib, signed_bytes, unsigned_bytes, words
+from minedge.ops.c_ops.native import floats, halves, lib, product, signed_bytes, unsigned_bytes, words
 
 __all__ = ["OPS"]
 
@@ -50,8 +52,9 @@ def int4_linear_forward(isa: int, x: Array, qweight: Array, scales: Array, group
     x = f32(x, "x")
     weight = int4_dequantize(isa, qweight, scales, group_size)
     need(x.ndim >= 1 and x.shape[-1] == weight.shape[1], f"x: expected (..., {weight.shape[1]}), got {x.shape}")
-    out = x.reshape(-1, x.shape[-1]) @ weight.T
-    return out.reshape(*x.shape[:-1], weight.shape[0]), (qweight, scales, group_size)
+    out = np.empty((*x.shape[:-1], weight.shape[0]), F32)
+    product(isa, out, x, weight, False, True, math.prod(x.shape[:-1]), *weight.shape)
+    return out, (qweight, scales, group_size)
 
 
 def int4_linear_backward(isa: int, dout: Array, cache: tuple) -> Array:
@@ -61,7 +64,9 @@ def int4_linear_backward(isa: int, dout: Array, cache: tuple) -> Array:
         dout.ndim >= 1 and dout.shape[-1] == weight.shape[0],
         f"dout: expected (..., {weight.shape[0]}), got {dout.shape}",
     )
-    return (dout.reshape(-1, dout.shape[-1]) @ weight).reshape(*dout.shape[:-1], weight.shape[1])
+    dx = np.empty((*dout.shape[:-1], weight.shape[1]), F32)
+    product(isa, dx, dout, weight, False, False, math.prod(dout.shape[:-1]), weight.shape[1], weight.shape[0])
+    return dx
 
 
 def int8_quantize(isa: int, x: Array) -> tuple[Array, Array]:

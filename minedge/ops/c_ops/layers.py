@@ -5,10 +5,12 @@ Every op takes the index of the instruction set first; `c_ops.load` binds it.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minedge.ops.c_ops.checks import f32, ids64, need, same_shape
-from minedge.ops.c_ops.native import find_bad_id, floats, lib, longs
+from minedge.ops.c_ops.native import find_bad_id, floats, lib, longs, product
 
 __all__ = ["OPS"]
 
@@ -48,18 +50,27 @@ def linear_forward(isa: int, x: Array, weight: Array) -> tuple[Array, tuple]:
     x, weight = f32(x, "x"), f32(weight, "weight")
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x, weight: expected (..., in) and (out, in), got {x.shape} and {weight.shape}")
-    flat = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    return (flat @ weight.T).reshape(*x.shape[:-1], weight.shape[0]), (x, weight)
+    out = np.empty((*x.shape[:-1], weight.shape[0]), F32)
+    product(isa, out, x, weight, False, True, math.prod(x.shape[:-1]), *weight.shape)
+    return out, (x, weight)
 
 
 def linear_backward(isa: int, dout: Array, cache: tuple, need_dweight: bool = True) -> tuple[Array, Array | None]:
     x, weight = cache
     dout, x, weight = f32(dout, "dout"), f32(x, "x"), f32(weight, "weight")
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x, weight: expected (..., in) and (out, in), got {x.shape} and {weight.shape}")
     expected = (*x.shape[:-1], weight.shape[0])
     need(dout.shape == expected, f"dout: expected {expected}, got {dout.shape}")
-    flat = dout.reshape(-1, dout.shape[-1])
-    dx = (flat @ weight).reshape(x.shape)
-    return dx, flat.T @ x.reshape(-1, x.shape[-1]) if need_dweight else None
+    rows = math.prod(x.shape[:-1])
+    wide, narrow = weight.shape
+    dx = np.empty(x.shape, F32)
+    product(isa, dx, dout, weight, False, False, rows, narrow, wide)
+    if not need_dweight:
+        return dx, None
+    dweight = np.empty(weight.shape, F32)
+    product(isa, dweight, dout, x, True, False, wide, narrow, rows)
+    return dx, dweight
 
 
 def bias_forward(isa: int, x: Array, bias: Array) -> tuple[Array, tuple]:

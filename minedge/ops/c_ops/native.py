@@ -60,6 +60,15 @@ if lib is not None:
     def signed_bytes(a: np.ndarray) -> Any:
         return _from("int8_t[]", a)
 
+    def product(
+        isa: int, out: np.ndarray, a: np.ndarray, b: np.ndarray, a_t: bool, b_t: bool, M: int, N: int, K: int
+    ) -> None:
+        """out (M, N) = a b, either of them transposed where its flag says so; shapes must have been checked."""
+        if K == 0:
+            out[...] = 0
+        elif out.size and lib.me_gemm(isa, floats(out), floats(a), floats(b), a_t, b_t, M, N, K):
+            raise MemoryError("matrix product: no memory for its packed operands")
+
     def find_bad_id(ids: np.ndarray, limit: int) -> int:
         return lib.me_find_bad_id(longs(ids), ids.size, limit)
 

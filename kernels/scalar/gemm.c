@@ -1,0 +1,117 @@
+/* Matrix products of float32, after Goto and van de Geijn (doi:10.1145/1356052.1356053): a panel of b stays in the first-level
+ * cache while the rows of a pass by. Every result is the sum, in order, of partial sums over DEPTH products, each of which
+ * is one chain of multiply-adds: neither the number of threads nor the number of rows changes a bit. */
+#ifndef ME_ISA
+#include "isa.h"
+#endif
+#include "../internal.h"
+#include "../tile.h"
+#include <stdlib.h>
+
+#define DEPTH 384  /* part of K that is packed at a time: 16 columns of it are 16 KiB */
+#define ROWS 96    /* rows of a that pass before the next panel of b */
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* b's rows k0.. and columns n0.. as panels of 16 columns: packed[panel][k][16] */
+static void pack_b(float *packed, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t n0, int64_t n1) {
+    for (int64_t n = n0; n < n1; n += TILE_COLUMNS, packed += depth * TILE_COLUMNS) {
+        int64_t count = smaller(TILE_COLUMNS, n1 - n);
+        if (g->b_k == 1) {
+            pack_panel(packed, g->b + n * g->b_n + k0, g->b_n, count, depth);
+            continue;
+        }
+        for (int64_t k = 0; k < depth; k++) {
+            const float *row = g->b + (k0 + k) * g->b_k + n;
+            float *to = packed + k * TILE_COLUMNS;
+            if (count == TILE_COLUMNS) {
+                v_store(to, v_load(row));
+                v_store(to + LANES, v_load(row + LANES));
+            } else {
+                for (int64_t j = 0; j < TILE_COLUMNS; j++) to[j] = j < count ? row[j] : 0;
+            }
+        }
+    }
+}
+
+/* Rows m0.. of a, one after the other: rows far apart would each take an entry of the address cache. */
+static void copy_a(float *packed, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t m0, int64_t m1) {
+    for (int64_t m = m0; m < m1; m++, packed += depth) memcpy(packed, g->a + m * g->a_row + k0, (size_t)depth * sizeof(float));
+}
+
+/* Transposed a: rows m0.. as groups of six, packed[group][k][6]; missing rows are zeros. */
+static void pack_a(float *packed, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t m0, int64_t m1) {
+    for (int64_t m = m0; m < m1; m += TILE_ROWS, packed += depth * TILE_ROWS)
+        for (int64_t k = 0; k < depth; k++) {
+            const float *column = g->a + (k0 + k) * g->a_k + m;
+            if (m + TILE_ROWS <= m1)
+                for (int r = 0; r < TILE_ROWS; r++) packed[k * TILE_ROWS + r] = column[r];
+            else
+                for (int r = 0; r < TILE_ROWS; r++) packed[k * TILE_ROWS + r] = m + r < m1 ? column[r] : 0;
+        }
+}
+
+/* tile() for any number of rows and columns up to 6 x 16 */
+INLINE void any_tile(int64_t rows, int64_t columns, float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_k,
+                     const float *b, int64_t depth, int add) {
+    float part[TILE_ROWS * TILE_COLUMNS], *to = c;
+    int64_t to_row = c_row;
+    if (columns < TILE_COLUMNS) {  /* tile writes whole vectors: let it write elsewhere */
+        to = part;
+        to_row = TILE_COLUMNS;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t j = 0; j < TILE_COLUMNS; j++) part[r * TILE_COLUMNS + j] = add && j < columns ? c[r * c_row + j] : 0;
+    }
+    switch (rows) {
+    case 6: tile(6, to, to_row, a, a_row, a_k, b, TILE_COLUMNS, depth, add); break;
+    case 5: tile(5, to, to_row, a, a_row, a_k, b, TILE_COLUMNS, depth, add); break;
+    case 4: tile(4, to, to_row, a, a_row, a_k, b, TILE_COLUMNS, depth, add); break;
+    case 3: tile(3, to, to_row, a, a_row, a_k, b, TILE_COLUMNS, depth, add); break;
+    case 2: tile(2, to, to_row, a, a_row, a_k, b, TILE_COLUMNS, depth, add); break;
+    default: tile(1, to, to_row, a, a_row, a_k, b, TILE_COLUMNS, depth, add);
+    }
+    if (columns < TILE_COLUMNS)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t j = 0; j < columns; j++) c[r * c_row + j] = part[r * TILE_COLUMNS + j];
+}
+
+/* One block of results, rows m0..m1-1, columns n0..n1-1. */
+static void block(const struct me_gemm *g, float *packed_b, float *packed_a, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+    for (int64_t k0 = 0; k0 < g->K; k0 += DEPTH) {
+        int64_t depth = smaller(DEPTH, g->K - k0);
+        pack_b(packed_b, g, k0, depth, n0, n1);
+        for (int64_t i0 = m0; i0 < m1; i0 += ROWS) {
+            int64_t i1 = smaller(i0 + ROWS, m1);
+            const float *a = g->a + i0 * g->a_row + k0;
+            int64_t a_row = g->a_row, a_k = 1, a_group = TILE_ROWS * g->a_row;  /* a_group: from six rows to the next six */
+            if (g->a_row == 1) {
+                pack_a(packed_a, g, k0, depth, i0, i1);
+                a = packed_a, a_row = 1, a_k = TILE_ROWS, a_group = TILE_ROWS * depth;
+            } else if (n1 - n0 >= 4 * TILE_COLUMNS && i1 - i0 > TILE_ROWS) {
+                copy_a(packed_a, g, k0, depth, i0, i1);
+                a = packed_a, a_row = depth, a_group = TILE_ROWS * depth;
+            }
+            for (int64_t n = n0; n < n1; n += TILE_COLUMNS)
+                for (int64_t i = i0; i < i1; i += TILE_ROWS)
+                    any_tile(smaller(TILE_ROWS, i1 - i), smaller(TILE_COLUMNS, n1 - n), g->c + i * g->N + n, g->N,
+                             a + (i - i0) / TILE_ROWS * a_group, a_row, a_k, packed_b + (n - n0) * depth, depth, k0 > 0);
+        }
+    }
+}
+
+ME_KERNEL(gemm) {
+    const struct me_gemm *g = args;
+    int64_t depth = smaller(DEPTH, g->K), columns = (smaller(g->block_n, g->N) + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+    size_t floats = (size_t)((columns + ROWS) * depth + 15) / 16 * 16;
+    float *packed = aligned_alloc(64, floats * sizeof(float));
+    if (packed == NULL) {
+        *g->failed = 1;
+        return;
+    }
+    int64_t across = (g->N + g->block_n - 1) / g->block_n;
+    for (int64_t item = begin; item < end; item++) {
+        int64_t m0 = item / across * g->block_m, n0 = item % across * g->block_n;
+        block(g, packed, packed + columns * depth, m0, smaller(m0 + g->block_m, g->M), n0, smaller(n0 + g->block_n, g->N));
+    }
+    free(packed);
+}
