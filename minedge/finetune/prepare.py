@@ -42,7 +42,7 @@ def _is_adapter(name: str) -> bool:
 
 
 def packed_parts(data: Any, tokenizer: Any, seq_len: int) -> tuple[Any, Any, dict[str, Any]]:
-    """Packed training and validation data (or None), and facts about them for the run's record; `data` as in `train`."""
+    """Packed training and validation data (or None), and facts about them for the record; `data` as in `train`."""
     if isinstance(data, (str, os.PathLike)):
         from minedge.data.loaders import load_data
 
