@@ -85,7 +85,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
         return _gguf
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _safetensors
-    return _model  # GGUF and llama2.c files; for others its reader says what was expected
+    return _model  # a llama2.c file; for others its reader says what was expected
 
 
 def _model(path: Path) -> dict[str, Any]:
