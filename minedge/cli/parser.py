@@ -144,7 +144,8 @@ def model_options(parser: argparse.ArgumentParser, default: str | None = "bundle
     """--model and --adapter-path."""
     parser.add_argument(
         "--model", "-m", default=default, required=default is None, metavar="NAME_OR_DIR",
-        help="'bundled', a model folder, a .gguf or llama2.c file, a cached hub id" + (f" (default: {default})" if default else ""),
+        help="'bundled', a model folder, a .gguf or llama2.c file, a cached hub id"
+        + (f" (default: {default})" if default else ""),
     )  # fmt: skip
     if adapter:
         parser.add_argument("--adapter-path", metavar="DIR", help="LoRA adapter to put on the model")
