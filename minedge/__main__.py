@@ -1,0 +1,7 @@
+"""`python -m minedge` is `minedge`."""
+
+import sys
+
+from minedge.cli import main
+
+sys.exit(main())
