@@ -45,7 +45,7 @@ def guarded_copy(value: Any, at_end: bool) -> Any:
 
 
 class GuardedNumpy:
-    """Stands in for the module `numpy` inside c_ops: what it allocates lies next to a forbidden page, full of `poison`."""
+    """Stands in for the module `numpy` inside c_ops: its arrays lie next to a forbidden page, full of `poison`."""
 
     def __init__(self, at_end: bool, poison: int):
         self.at_end, self.poison = at_end, poison

@@ -1,4 +1,4 @@
-"""Kernels on small integers, where every rounding is exact, and integer kernels against int64: bit for bit on every ISA."""
+"""Kernels on small integers, where every rounding is exact, and integer kernels against int64: equal bits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_sums_products_and_lookups(isa, width):
 
 @pytest.mark.parametrize("width", (2, 8, 32, 64, 128))
 def test_norms_of_plus_and_minus_one(isa, width):
-    """Rows of as many +1 as -1: mean 0, variance 1, rstd 1, so outputs are products of integers; widths are powers of two."""
+    """Rows of as many +1 as -1: mean 0, variance 1, rstd 1, so all is exact; widths are powers of two."""
     ops, rng = c_ops.load(isa), np.random.default_rng(width)
     x = np.tile(np.float32([1, -1]), (70, width // 2))
     rng.permuted(x, axis=1, out=x)

@@ -1,7 +1,7 @@
 """The C tier: kernels of minedge._kernels behind checks. Importable without the extension; then `available()` is False.
 
-`load(isa)` gives the ops bound to one instruction set. `c_ops.rms_norm_forward` and the like are those of `isa()`, the best one
-that this processor has, which MINEDGE_ISA can lower. The number of threads changes no bit of any result of these kernels.
+`load(isa)` gives the ops bound to one instruction set. `c_ops.rms_norm_forward` and the like are those of `isa()`, the
+best one that this processor has, which MINEDGE_ISA can lower. The number of threads changes no bit of any result.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Use instruction set `name` from now on. ValueError for one that is unknown or that this processor does not run."""
+    """Use instruction set `name` from now on. ValueError for one that does not exist or run here."""
     _current[:] = [_index(name)]
 
 
@@ -93,7 +93,7 @@ def _load(index: int) -> MappingProxyType[str, Callable[..., Any]]:
 
 
 def load(isa: str | None = None) -> dict[str, Callable[..., Any]]:
-    """Op name -> callable, bound to instruction set `isa` (None: the one in use now). RuntimeError without the extension."""
+    """Op name -> callable, bound to `isa` (None: the one in use now). RuntimeError without the extension."""
     return dict(_load(_index(isa) if isa is not None else _selected() if available() else _index("scalar")))
 
 

@@ -16,7 +16,7 @@ F32 = np.dtype(np.float32)
 
 
 def _keys(a: Array, name: str) -> tuple[Array, Any, int]:
-    """(the array, pointer, floats from one batch entry to the next). A view [:, :S] of a longer cache is used where it lies."""
+    """(the array, pointer, floats from one batch entry to the next). Views [:, :S] of a cache are read in place."""
     if not isinstance(a, np.ndarray) or a.dtype != F32 or a.ndim != 4:
         f32(a, name)
         raise ValueError(f"{name}: expected (B, S, KV, D), got {a.shape}")
@@ -76,8 +76,8 @@ def attention_backward(isa: int, dout: Array, cache: tuple) -> tuple[Array, Arra
     need(lse.shape == (B, H, T), f"lse: expected {(B, H, T)}, got {lse.shape}")
     dq, dk, dv = np.empty(q.shape, F32), np.empty(k.shape, F32), np.empty(k.shape, F32)
     if B and lib.me_attention_backward(
-        isa, floats(dq), floats(dk), floats(dv), floats(dout), floats(q), k_pointer, v_pointer, floats(out), floats(lse),
-        k_step, v_step, *sizes,
+        isa, floats(dq), floats(dk), floats(dv), floats(dout), floats(q), k_pointer, v_pointer, floats(out),
+        floats(lse), k_step, v_step, *sizes,
     ):  # fmt: skip
         raise MemoryError("attention_backward: no memory for its scratch space")
     return dq, dk, dv

@@ -7,6 +7,7 @@ A decoded token calls hundreds of ops, so the usual case (everything fits) is a 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,6 @@ def same_shape(a: np.ndarray, b: np.ndarray, a_name: str, b_name: str) -> None:
 def no_overlap(**arrays: np.ndarray) -> None:
     """ValueError where two of the contiguous arrays share bytes."""
     spans = sorted((a.__array_interface__["data"][0], a.nbytes, name) for name, a in arrays.items() if a.nbytes)
-    for (start, size, name), (other, _, other_name) in zip(spans, spans[1:], strict=False):
+    for (start, size, name), (other, _, other_name) in pairwise(spans):
         if start + size > other:
             raise ValueError(f"{name} and {other_name}: share memory, and one of them would be changed; pass copies")

@@ -145,8 +145,8 @@ def layer_norm_backward(isa: int, dout: Array, cache: tuple) -> tuple[Array, Arr
     dx, dweight, dbias = np.empty(x.shape, F32), np.empty(width, F32), np.empty(width, F32)
     parts = np.empty((2, lib.me_parts(rstd.size), width), F32)
     lib.me_layer_norm_backward(
-        isa, floats(dx), floats(dweight), floats(dbias), floats(parts), floats(dout), floats(x), floats(weight), floats(mean),
-        floats(rstd), rstd.size, width,
+        isa, floats(dx), floats(dweight), floats(dbias), floats(parts), floats(dout), floats(x), floats(weight),
+        floats(mean), floats(rstd), rstd.size, width,
     )  # fmt: skip
     return dx, dweight, dbias
 
@@ -155,7 +155,8 @@ def _rotate(isa: int, x: Array, cos: Array, sin: Array, sign: float, name: str) 
     x, cos, sin = f32(x, name), f32(cos, "cos"), f32(sin, "sin")
     if x.ndim != 4 or x.shape[3] % 2 or cos.shape != (x.shape[1], x.shape[3] // 2) or sin.shape != cos.shape:
         raise ValueError(
-            f"{name}, cos, sin: expected (B, T, H, D), D even, and twice (T, D/2), got {x.shape}, {cos.shape}, {sin.shape}"
+            f"{name}, cos, sin: expected (B, T, H, D), D even, and twice (T, D/2), "
+            f"got {x.shape}, {cos.shape}, {sin.shape}"
         )
     out = np.empty(x.shape, F32)
     lib.me_rotary(isa, floats(out), floats(x), floats(cos), floats(sin), sign, *x.shape)
@@ -208,8 +209,8 @@ def gelu_backward(isa: int, dout: Array, cache: tuple) -> Array:
 OPS = {
     f.__name__: f
     for f in (
-        embedding_forward, embedding_backward, linear_forward, linear_backward, bias_forward, bias_backward, rms_norm_forward,
-        rms_norm_backward, layer_norm_forward, layer_norm_backward, rotary_forward, rotary_backward, swiglu_forward,
-        swiglu_backward, gelu_forward, gelu_backward,
+        embedding_forward, embedding_backward, linear_forward, linear_backward, bias_forward, bias_backward,
+        rms_norm_forward, rms_norm_backward, layer_norm_forward, layer_norm_backward, rotary_forward,
+        rotary_backward, swiglu_forward, swiglu_backward, gelu_forward, gelu_backward,
     )
 }  # fmt: skip

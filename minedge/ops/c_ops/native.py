@@ -1,4 +1,7 @@
-"""The compiled module, or the reason why there is none. `pointer(a)` is what a kernel takes for an array that checks.py let through."""
+"""The compiled module, or the reason why there is none.
+
+`floats(a)` and its like are what a kernel takes for an array that checks.py let through.
+"""
 
 from __future__ import annotations
 

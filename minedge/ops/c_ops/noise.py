@@ -15,7 +15,7 @@ F32 = np.float32
 
 
 def _key(seed: int, step: int, sample: int, tensor: int, start: int, count: int) -> tuple[int, int, int, int, int]:
-    """(two key words, step, sample, tensor), all within their width: what wrapped would draw another tensor's numbers."""
+    """(two key words, step, sample, tensor), all within their width: else they would draw other numbers."""
     seed, step, sample, tensor, start, count = map(int, (seed, step, sample, tensor, start, count))
     for name, value, bits in (("seed", seed, 64), ("step", step, 32), ("sample", sample, 32), ("tensor", tensor, 32)):
         if not 0 <= value < 1 << bits:

@@ -34,8 +34,8 @@ def adamw_(
     no_overlap(param=param, grad=grad, m=m, v=v)
     step_size, v_scale = lr / (1.0 - beta1**step), 1.0 / (1.0 - beta2**step)
     lib.me_adamw(
-        isa, floats(param), floats(m), floats(v), floats(grad), lr * weight_decay, step_size, beta1, beta2, v_scale, eps,
-        float(grad_scale), param.size,
+        isa, floats(param), floats(m), floats(v), floats(grad), lr * weight_decay, step_size, beta1, beta2, v_scale,
+        eps, float(grad_scale), param.size,
     )  # fmt: skip
 
 
