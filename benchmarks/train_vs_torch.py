@@ -1,10 +1,10 @@
 """Training steps per second: minedge's tiers against PyTorch eager, one GPT-2, the same weights and tokens.
 
-    python benchmarks/train_vs_torch.py --torch-python OTHER_VENV/bin/python      # --shapes small,large  --tiers c,numba
+    python benchmarks/train_vs_torch.py --torch-python OTHER_VENV/bin/python      # --shapes small,large --tiers c
 
-Every competitor is a process of its own that waits on a pipe, so that no thread pool disturbs another; rounds
-alternate, and a claim is the median of the ratios round by round. A step is: forward, backward, clipping by the global
-norm, AdamW. The losses of the first steps have to agree, or nothing is measured. PyTorch gets its best eager form:
+Every competitor is a process that waits on a pipe, so that no thread pool disturbs another; rounds alternate, and a
+claim is the median of the ratios round by round. A step is: forward, backward, clipping by the global norm, AdamW. The
+losses of the first steps have to agree, or nothing is measured. PyTorch gets its best eager form:
 scaled_dot_product_attention, fused AdamW, no dropout; torch.compile is slower at these sizes.
 """
 
@@ -133,13 +133,13 @@ def worker(name, shape):
     print(json.dumps([step(i) for i in range(3)]), flush=True)
     i = 3
     for line in sys.stdin:
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             step(i)
             i += 1
         with open("/proc/self/status") as status:
             peak = next(int(row.split()[1]) for row in status if row.startswith("VmHWM:"))
-        print(json.dumps([time.perf_counter() - begun, peak * 1024]), flush=True)
+        print(json.dumps([time.perf_counter() - begun, time.process_time() - cpu, peak * 1024]), flush=True)
 
 
 class Competitor:
@@ -154,15 +154,16 @@ class Competitor:
             "NUMBA_NUM_THREADS",
         ):
             env[key] = str(threads)
-        self.name, self.times, self.peak = name, [], 0
+        self.name, self.times, self.cpu, self.peak = name, [], [], 0
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.losses = json.loads(self.process.stdout.readline())
 
     def run(self, steps):
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
-        seconds, self.peak = json.loads(self.process.stdout.readline())
+        seconds, cpu, self.peak = json.loads(self.process.stdout.readline())
         self.times.append(seconds / steps)
+        self.cpu.append(cpu / steps)
 
     def close(self):
         self.process.stdin.close()
@@ -180,25 +181,31 @@ def compare(shape, tiers, python, rounds, seconds, threads):
     steps = {one.name: max(1, round(seconds / one.times[0])) for one in everyone}
     for one in everyone:
         one.times.clear()
+        one.cpu.clear()
     for _ in range(rounds):
         for one in everyone:
             one.run(steps[one.name])
     rates = {one.name: tokens / statistics.median(one.times) for one in everyone}
-    # Rounds are neighbours in time, so the ratio round by round is steadier than the ratio of medians.
-    ratios = {
-        one.name: statistics.median(t / m for t, m in zip(everyone[-1].times, one.times, strict=True))
-        for one in everyone
-    }
+    # Rounds are neighbours in time, so the ratio round by round is steadier than the ratio of medians. With one thread
+    # the ratio of CPU seconds says the same and does not mind what else runs on the machine.
+    last = everyone[-1]
+    ratios = {one.name: ratio(last.times, one.times) for one in everyone}
+    cpu_ratios = {one.name: ratio(last.cpu, one.cpu) for one in everyone}
     result = {
         "shape": dict(zip(("layers", "width", "heads", "batch", "tokens", "vocab"), SHAPES[shape], strict=True)),
         "threads": threads,
         "tokens_per_s": {k: round(v, 1) for k, v in rates.items()},
-        "ratio_to_torch": {k: round(v, 3) for k, v in ratios.items()},
+        "ratio_to_torch": ratios,
+        "cpu_seconds_ratio": cpu_ratios,
         "peak_mb": {one.name: round(one.peak / 1e6) for one in everyone},
     }
     for one in everyone:
         one.close()
     return result
+
+
+def ratio(theirs, ours):
+    return round(statistics.median(t / o for t, o in zip(theirs, ours, strict=True)), 3)
 
 
 def cpu_name():
@@ -230,9 +237,9 @@ def main():
     }
     print(json.dumps(machine), flush=True)
     for shape in args.shapes.split(","):
-        print(
-            json.dumps(compare(shape, args.tiers.split(","), args.torch_python, args.rounds, args.seconds)), flush=True
-        )
+        tiers = args.tiers.split(",")
+        found = compare(shape, tiers, args.torch_python, args.rounds, args.seconds, args.threads)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
