@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,15 @@ def config_from_metadata(
             raise MinedgeFormatError(f"{where}: key {key!r} is missing")
         return value
 
+    def positive(key: str, default: float | None = None) -> float:
+        """A float32 as the decimal number its writer meant: 1e-5, not 9.999999747378752e-06."""
+        value = need(key, float) if default is None else get(key, float)
+        if value is None:
+            return float(default or 0.0)
+        if not (value > 0 and isfinite(value)):
+            raise MinedgeFormatError(f"{where}: key {key!r}: expected a positive number, got {value!r}")
+        return float(f"{value:.7g}")
+
     arch = need("general.architecture", str)
     if arch not in ("llama", "qwen2", "qwen3", "gpt2"):
         raise MinedgeFormatError(
@@ -159,16 +169,16 @@ def config_from_metadata(
         tie_embeddings="output.weight" not in names,
     )  # fmt: skip
     epsilon = "layer_norm_epsilon" if arch == "gpt2" else "layer_norm_rms_epsilon"
-    values["norm_eps"] = _plain(need(f"{arch}.attention.{epsilon}", float))
+    values["norm_eps"] = positive(f"{arch}.attention.{epsilon}")
     if arch != "gpt2":
         values["n_kv_head"] = get(f"{arch}.attention.head_count_kv", int) or n_head
-        values["rope_theta"] = _plain(get(f"{arch}.rope.freq_base", float) or 10000.0)
+        values["rope_theta"] = positive(f"{arch}.rope.freq_base", 10000.0)
         values["head_dim"] = get(f"{arch}.attention.key_length", int) or (width // n_head if n_head > 0 else 0)
         for key in ("attention.value_length", "rope.dimension_count"):
             if get(f"{arch}.{key}", int) not in (None, values["head_dim"]):
                 raise MinedgeFormatError(f"{where}: key '{arch}.{key}': expected head_dim {values['head_dim']}")
         scaling = get(f"{arch}.rope.scaling.type", str)
-        factor = get(f"{arch}.rope.scaling.factor", float) or 1.0
+        factor = positive(f"{arch}.rope.scaling.factor", 1.0)
         if scaling == "linear" and factor != 1.0:
             values["rope_scaling"] = (("factor", factor), ("rope_type", "linear"))
         elif scaling not in (None, "none", "linear") and factor != 1.0:
@@ -188,11 +198,6 @@ def config_from_metadata(
     except (UsageError, TypeError, ArithmeticError) as error:
         raise MinedgeFormatError(f"{where}: metadata: {error}") from None
     return config
-
-
-def _plain(value: float) -> float:
-    """A float32 as the decimal number its writer meant: 1e-5, not 9.999999747378752e-06."""
-    return float(f"{value:.7g}")
 
 
 def metadata_from_config(config: Config) -> dict[str, tuple[str, Any]]:

@@ -38,7 +38,7 @@ def in_hub_cache(name: str) -> Path | None:
 
     The revision is the one refs/main names. Raises MinedgeFormatError where that file names something else.
     """
-    if _HUB_ID.fullmatch(name) is None or ".." in name:
+    if _HUB_ID.fullmatch(name) is None or ".." in name or "--" in name:
         return None
     folder = hub_cache() / ("models--" + name.replace("/", "--"))
     ref = folder / "refs" / "main"

@@ -1,0 +1,69 @@
+"""minedge convert: every format into every other, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gguf")
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "bound"),
+    [
+        (("--to", "gguf", "--type", "f32"), "o.gguf", 0.0),
+        ((), "o.gguf", 0.0),
+        (("--type", "f16"), "o.gguf", 1e-2),
+        (("--to", "gguf", "--type", "q8_0"), "o", 1e-1),
+        (("--to", "hf"), "o", 0.0),
+        (("--to", "minedge", "--type", "f16"), "o", 1e-2),
+    ],
+)
+def test_a_model_goes_into_every_format(home, cli, words, out, bound):
+    result = cli("convert", "tiny", out, *words, "--verify", "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["largest_logit_difference"] <= bound
+    assert report["tokenizer"] and report["disk_bytes_after"] > 0
+    assert cli("generate", "-m", out, "-p", "The", "--max-tokens", "3").code == 0
+    assert cli("inspect", out).code == 0
+
+
+def test_four_bits_stay_four_bits(home, cli):
+    assert cli("quantize", "-m", "tiny", "--out", "q", "--embeddings").code == 0
+    for source, out, to in (("q", "q.gguf", "gguf"), ("q.gguf", "back", "minedge"), ("back", "dense", "hf")):
+        result = cli("convert", source, out, "--to", to, "--verify", "--json")
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["largest_logit_difference"] == 0
+    assert "int4" in cli("inspect", "back").out and "int4" not in cli("inspect", "dense").out
+    assert "15 of Q4_0" in cli("inspect", "q.gguf").out
+    tensors = json.loads(cli("inspect", "q.gguf", "--json").out)["tensors"]
+    assert {"name": "token_embd.weight", "dtype": "Q4_0", "shape": [300, 64], "bytes": 10800} in tensors
+    assert cli("quantize", "-m", "q.gguf", "--out", "qq").code == 0
+
+
+def test_refusals_name_the_argument(home, cli):
+    for words, says in (
+        (("tiny", "o", "--to", "hf", "--type", "q4_0"), "--type: expected one of f32, f16 for --to hf"),
+        (("tiny", "o", "--to", "minedge", "--type", "q8_0"), "minedge quantize"),
+        (("tiny", "o", "--to", "guff"), "did you mean 'gguf'"),
+        (("tiny", "adapter", "--to", "gguf"), "is a folder, expected a file's name"),
+        (("tiny", "text.txt", "--to", "gguf"), "--overwrite replaces it"),
+        (("tinny", "o"), "did you mean 'tiny'"),
+        (("tiny",), "required"),
+    ):
+        result = cli("convert", *words)
+        assert (result.code, says in result.err) == (2, True), result.err
+    assert Path("text.txt").read_text().startswith("line 0")
+    Path("bad.gguf").write_bytes(b"GGUF" + bytes(3))
+    for verb in (("convert", "bad.gguf", "o"), ("inspect", "bad.gguf")):
+        result = cli(*verb)
+        assert result.code == 3 and "bad.gguf" in result.err
+
+
+def test_a_run_and_an_existing_file_can_be_overwritten(home, cli):
+    Path("o.gguf").write_text("old")
+    assert cli("convert", "tiny", "o.gguf", "--overwrite").code == 0
+    assert Path("o.gguf").read_bytes()[:4] == b"GGUF"

@@ -1,0 +1,272 @@
+"""GGUF files from strangers: one error, with the reason, in bounded memory, and never a partial model."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import struct
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import gguf as oracle
+import numpy as np
+import pytest
+
+import minedge
+from minedge.errors import MinedgeFormatError
+from minedge.io import gguf, llama2c
+from minedge.io.gguf_header import load_header
+from tests.io import badfiles
+from tests.io.gguf_files import ARRAY, BAD, GGUF, STRING, U8, U32, Tensor, array, good, string, u32, u64
+from tests.io.llama2c_files import BAD as BAD_LLAMA2C
+from tests.io.llama2c_files import BAD_TOKENIZERS
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def _data(made: GGUF | bytes) -> bytes:
+    return made if isinstance(made, bytes) else made.build()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Read one good file first, so that memory measured later is not that of imports."""
+    path = tmp_path_factory.mktemp("warm") / "m.gguf"
+    path.write_bytes(good().build())
+    config, params, linears, tokenizer = gguf.read_model(path)
+    assert config.n_layer == 1 and linears["model.layers.0.mlp.up_proj"].kind == "int4"
+    assert params["model.layers.0.mlp.up_proj.qweight"].shape == (32, 16)
+    assert tokenizer.encode("ab a") == [7, 3, 4] and tokenizer.decode([7, 3, 4]) == "ab a"
+
+
+def _refused(data: bytes, path: Path, read: Any = gguf.read_model) -> None:
+    """Only MinedgeFormatError, naming the file, in memory below 4 times the file (and 128 KB around it)."""
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MinedgeFormatError) as caught:
+            read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+    assert peak < 4 * len(data) + (128 << 10)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_gguf_files(name: str, tmp_path: Path) -> None:
+    _refused(_data(BAD[name]()), tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("name", BAD_LLAMA2C)
+def test_bad_llama2c_files(name: str, tmp_path: Path) -> None:
+    _refused(BAD_LLAMA2C[name], tmp_path / "m.bin", llama2c.read_model)
+
+
+@pytest.mark.parametrize("name", BAD_TOKENIZERS)
+def test_bad_llama2c_tokenizers(name: str, tmp_path: Path) -> None:
+    suffix, data = BAD_TOKENIZERS[name]
+    _refused(data, tmp_path / f"t{suffix}", lambda path: llama2c.read_tokenizer(path, 3))
+
+
+def test_there_are_bad_files_for_every_rule() -> None:
+    """The issue asks for 60 over all formats."""
+    assert len(BAD) >= 60
+    assert len(badfiles.BAD) + len(BAD) + len(BAD_LLAMA2C) + len(BAD_TOKENIZERS) >= 200
+
+
+@pytest.mark.parametrize("name", ["key twice", "array of arrays", "offset beyond the file", "transposed matrix"])
+def test_errors_name_the_key_the_tensor_or_the_byte(name: str, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(_data(BAD[name]()))
+    with pytest.raises(MinedgeFormatError, match=r"key '|tensor '|byte \d+"):
+        gguf.read_model(tmp_path / "m.gguf")
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_many_small_entries_stay_below_four_times_the_file(tmp_path: Path) -> None:
+    """Metadata keys, strings and tensors as small as they may be: Python objects are larger than their bytes."""
+    keys = b"".join(string(f"{i:x}") + u32(U8) + b"\1" for i in range(10_000))
+    strings = good().set("k", ARRAY, array(STRING, [string("é" * (i % 3)) for i in range(100_000)])).set("z", 13, b"")
+    padded = good()
+    padded.extra_keys, padded.n_extra = keys + string("pad") + u32(STRING) + string("p" * 450_000), 10_001
+    tensors = [Tensor(f"{i:x}", (1,), data=bytes(4)) for i in range(5_000)]
+    numbers = good().set("k", ARRAY, array(U32, [u32(i) for i in range(100_000)])).set("z", 13, b"")
+    long = good().set("k", STRING, string("a" * 1_000_000 + "\U0001f600")).set("z", 13, b"")
+    many = good()
+    many.tensors += tensors
+    many.set("pad", STRING, string("p" * 250_000))
+    few = good()
+    few.tensors += tensors
+    for made in (strings, padded.set("general.alignment", U32, 0), numbers, long, many, few):
+        _refused(made.build(), tmp_path / "m.gguf")
+
+
+def test_the_header_alone_is_read_for_the_header(tmp_path: Path) -> None:
+    """A file of 40 MB of weights costs the header's memory to inspect."""
+    big = good()
+    big.tensors.append(Tensor("n", (10_000_000,), data=bytes(40_000_000)))
+    (tmp_path / "m.gguf").write_bytes(big.build())
+    tracemalloc.start()
+    try:
+        with gguf.GGUFFile(tmp_path / "m.gguf") as file:
+            assert file.header.tensors["n"].nbytes == 40_000_000
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- truncation and mutation
+
+
+def test_truncation_at_every_byte_of_a_gguf_file(tmp_path: Path) -> None:
+    small = good()
+    whole, path = small.build(), tmp_path / "m.gguf"
+    assert len(small.tensors[-1].data) % 32 == 0  # or the last bytes would be padding
+    data_start = len(whole) - sum(len(t.data) + -len(t.data) % 32 for t in small.tensors)
+    lengths = [*range(data_start + 64), *range(data_start + 64, len(whole), 97), *range(len(whole) - 64, len(whole))]
+    for length in lengths:
+        path.write_bytes(whole[:length])
+        with pytest.raises(MinedgeFormatError, match=re.escape(str(path))):
+            gguf.read_model(path)
+    path.write_bytes(whole)
+    assert gguf.read_model(path)[0].vocab_size == 8
+
+
+class _Cut:
+    """An open file that is truncated: seek and read see `length` bytes."""
+
+    def __init__(self, data: bytes, length: int) -> None:
+        self.data, self.at = data[:length], 0
+
+    def seek(self, at: int) -> None:
+        self.at = at
+
+    def read(self, count: int) -> bytes:
+        return self.data[self.at : self.at + count]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error() -> None:
+    whole = good().build()
+    for length in range(0, len(whole) - 9000, 7):
+        try:
+            load_header(_Cut(whole, length), len(whole), "m.gguf")
+        except MinedgeFormatError:
+            continue
+        assert length > 1000  # the whole header was there
+
+
+NUMBERS = [0, 1, 2, 3, 7, 8, 9, 13, 16, 31, 32, 33, 64, 255, 1 << 16, 1 << 31, 1 << 32, 1 << 61, 1 << 63, (1 << 64) - 1]
+
+
+def _mutant(rng: random.Random, base: GGUF) -> bytes:
+    """A good file with one to three parts changed: a number, a type, a name, a shape, an order, or plain bytes."""
+    f = GGUF(dict(base.keys), [Tensor(**vars(t)) for t in base.tensors])
+    for _ in range(rng.randint(1, 2)):
+        key, tensor = rng.choice(list(f.keys)), rng.choice(f.tensors)
+        match rng.randrange(12):
+            case 0:
+                f.keys[key] = (rng.choice([0, 4, 5, 6, 7, 8, 9, 10, 12, 13]), f.keys[key][1])
+            case 1:
+                value = bytearray(f.keys[key][1])
+                at = rng.randrange(0, len(value), 4)
+                value[at : at + 8] = u64(rng.choice(NUMBERS))[: len(value[at : at + 8])]
+                f.keys[key] = (f.keys[key][0], bytes(value))
+            case 2:
+                del f.keys[key]
+                if not f.keys:
+                    break
+            case 3:
+                tensor.shape = tuple(rng.choice([*tensor.shape, *NUMBERS]) for _ in range(rng.randint(0, 4)))
+            case 4:
+                tensor.code = rng.choice([0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 20, 30, 99])
+            case 5:
+                tensor.offset = rng.choice([0, 32, 64, 1024, *NUMBERS])
+            case 6:
+                tensor.name = rng.choice([t.name for t in f.tensors] + ["", "n", "output.weight", "rope_freqs.weight"])
+            case 7:
+                f.tensors.remove(tensor)
+                if not f.tensors:
+                    break
+            case 8:
+                tensor.data = tensor.data[: rng.choice([0, 4, 32, len(tensor.data)])] + bytes(rng.choice([0, 1, 32]))
+            case 9:
+                f.n_tensors, f.n_keys = rng.choice([None, *NUMBERS]), rng.choice([None, None, *NUMBERS])
+            case 10:
+                f.keys[key] = (ARRAY, array(rng.choice([0, 4, 8, 9]), [f.keys[key][1]], rng.choice([None, *NUMBERS])))
+            case 11:
+                f.keys["general.alignment"] = (U32, u32(rng.choice([0, 8, 16, 32, 48, 64, 1 << 20])))
+    data = bytearray(f.build())
+    if rng.random() < 0.3:
+        at = rng.randrange(min(len(data), 2000))
+        data[at : at + rng.randint(0, 8)] = rng.choice([b"", b"\xff", bytes(8), u64(rng.choice(NUMBERS))])
+    return bytes(data)
+
+
+def _fuzz(path: Path, count: int, seed: int) -> tuple[int, int]:
+    """(files tried, files accepted): only MinedgeFormatError, and what is accepted is what the gguf package reads."""
+    rng, base, accepted = random.Random(seed), good(), 0
+    for _ in range(count):
+        path.write_bytes(_mutant(rng, base))
+        try:
+            with gguf.GGUFFile(path) as file:
+                header = file.header
+            config, params, linears, _ = gguf.read_model(path)
+        except MinedgeFormatError:
+            continue
+        accepted += 1
+        shapes = minedge.model.shapes.param_shapes(config, linears)
+        assert {name: a.shape for name, a in params.items()} == {name: tuple(s) for name, (s, _) in shapes.items()}
+        if accepted % 20 == 1:
+            theirs = {t.name: t for t in oracle.GGUFReader(path).tensors}
+            assert theirs.keys() == header.tensors.keys()
+            for name, info in header.tensors.items():
+                assert tuple(theirs[name].shape[::-1]) == info.shape and theirs[name].data_offset == info.start
+    return count, accepted
+
+
+def test_structured_mutations_give_an_error_or_a_whole_model(tmp_path: Path) -> None:
+    tried, accepted = _fuzz(tmp_path / "m.gguf", 2000, seed=0)
+    assert accepted > tried // 100  # some must be accepted, or the mutations are too wild to show anything
+
+
+@pytest.mark.campaign
+def test_structured_mutations_campaign(tmp_path: Path) -> None:
+    """MINEDGE_FUZZ files, 100,000 unless said otherwise."""
+    tried, accepted = _fuzz(tmp_path / "m.gguf", int(os.environ.get("MINEDGE_FUZZ", "100000")), seed=1)
+    assert accepted > tried // 100
+
+
+def _llama2c(rng: random.Random, whole: bytes) -> bytes:
+    data = bytearray(whole)
+    for _ in range(rng.randint(1, 2)):
+        at = 4 * rng.randrange(7)
+        data[at : at + 4] = struct.pack("<i", rng.choice([0, 1, 2, 3, 4, 8, -1, -3, 1 << 20, 2**31 - 1, -(2**31)]))
+    return bytes(data[: rng.choice([len(data), len(data), rng.randrange(len(data))])])
+
+
+def test_mutated_llama2c_headers_give_an_error(tmp_path: Path) -> None:
+    from tests.io.llama2c_files import good as good_llama2c
+
+    rng, path, accepted = random.Random(0), tmp_path / "m.bin", 0
+    for _ in range(1000):
+        path.write_bytes(_llama2c(rng, good_llama2c()))
+        try:
+            config, params, _, _ = llama2c.read_model(path)
+        except MinedgeFormatError:
+            continue
+        accepted += 1
+        assert sum(a.nbytes for a in params.values()) <= path.stat().st_size
+        assert params["model.embed_tokens.weight"].shape == (config.vocab_size, config.n_embd)
+    assert accepted < 100
+
+
+def test_bits_of_random_files_are_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 8, 24, 100, 5000):
+        _refused(b"GGUF" + rng.bytes(size), tmp_path / "m.gguf")
+        _refused(b"GGUF" + u32(3) + rng.bytes(size), tmp_path / "m.gguf")
+        _refused(rng.bytes(size), tmp_path / "m.bin", llama2c.read_model)
