@@ -31,8 +31,8 @@ INLINE void tile(const int rows, float *restrict c, int64_t c_row, const float *
     }
 }
 
-/* out[j * out_row + i] = x[i * x_row + j] for i, j < 8 */
-INLINE void transpose8(float *out, int64_t out_row, const float *x, int64_t x_row) {
+/* column[j][i] = x[i * x_row + j] for i, j < 8 */
+INLINE void transpose8(vf column[8], const float *x, int64_t x_row) {
 #if defined(ME_AVX2)
     __m256 r[8], t[8];
     for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(x + i * x_row);
@@ -47,12 +47,12 @@ INLINE void transpose8(float *out, int64_t out_row, const float *x, int64_t x_ro
         r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
     for (int j = 0; j < 4; j++) {
-        _mm256_storeu_ps(out + j * out_row, _mm256_permute2f128_ps(r[j], r[j + 4], 0x20));
-        _mm256_storeu_ps(out + (j + 4) * out_row, _mm256_permute2f128_ps(r[j], r[j + 4], 0x31));
+        column[j] = (vf)_mm256_permute2f128_ps(r[j], r[j + 4], 0x20);
+        column[j + 4] = (vf)_mm256_permute2f128_ps(r[j], r[j + 4], 0x31);
     }
 #else
     for (int j = 0; j < 8; j++)
-        for (int i = 0; i < 8; i++) out[j * out_row + i] = x[i * x_row + j];
+        for (int i = 0; i < 8; i++) column[j][i] = x[i * x_row + j];
 #endif
 }
 
@@ -61,8 +61,13 @@ INLINE void pack_panel(float *panel, const float *x, int64_t x_row, int64_t n, i
     int64_t k = 0;
     if (n == TILE_COLUMNS)
         for (; k + 8 <= K; k += 8) {
-            transpose8(panel + k * TILE_COLUMNS, TILE_COLUMNS, x + k, x_row);
-            transpose8(panel + k * TILE_COLUMNS + 8, TILE_COLUMNS, x + 8 * x_row + k, x_row);
+            vf left[8], right[8];
+            transpose8(left, x + k, x_row);
+            transpose8(right, x + 8 * x_row + k, x_row);
+            for (int j = 0; j < 8; j++) {
+                v_store(panel + (k + j) * TILE_COLUMNS, left[j]);
+                v_store(panel + (k + j) * TILE_COLUMNS + 8, right[j]);
+            }
         }
     for (; k < K; k++)
         for (int64_t i = 0; i < TILE_COLUMNS; i++) panel[k * TILE_COLUMNS + i] = i < n ? x[i * x_row + k] : 0;

@@ -31,7 +31,9 @@ lib: Any = None
 ffi: Any = None
 reason = ""
 try:
-    from minedge._kernels import ffi, lib
+    from minedge import _kernels
+
+    ffi, lib = _kernels.ffi, _kernels.lib
 except ImportError as error:
     reason = (
         f"the compiled module minedge._kernels does not load: {error}; "
