@@ -21,9 +21,9 @@ file -b minedge/_kernels*.so 2>/dev/null | grep -q aarch64 || readelf -h minedge
 for cpu in "$@"; do
   echo "== emulated $cpu"
   # Threads: two are enough to cross the pool's paths; every extra one costs emulation time.
-  qemu-aarch64 -cpu "$cpu" -L "$cache/root" \
-    -E PYTHONPATH="$copy:$cache/site" -E MINEDGE_EXPECT_BACKENDS=numpy,c -E MINEDGE_EXPECT_ISAS=scalar,neon \
-    -E MINEDGE_THREADS=2 -E OPENBLAS_NUM_THREADS=1 -E HYPOTHESIS_PROFILE=emulated -E PYTHONDONTWRITEBYTECODE=1 \
-    -E MINEDGE_EMULATOR="qemu-aarch64 -cpu $cpu -L $cache/root" \
+  # The emulated Python inherits this environment (qemu's own -E splits values at commas).
+  PYTHONPATH="$copy:$cache/site" MINEDGE_EXPECT_BACKENDS=numpy,c MINEDGE_EXPECT_ISAS=scalar,neon MINEDGE_THREADS=2 \
+    OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 MINEDGE_EMULATOR="qemu-aarch64 -cpu $cpu -L $cache/root" \
+    qemu-aarch64 -cpu "$cpu" -L "$cache/root" \
     "$cache/root/usr/bin/python3.11" -m pytest -p no:cacheprovider tests/kernels tests/noise
 done

@@ -11,6 +11,7 @@ from minedge.ops import c_ops
 from minedge.ops.registry import OPS
 from tests.kernels.cases import CASES, ISAS, bits_of, outputs
 from tests.kernels.guarded import GuardedNumpy, guarded_copy
+from tests.python import PYTHON
 
 FILES = ("layers", "attention", "loss", "optim", "noise", "int4", "masks")
 SIZES = [*range(1, 35), 63, 64, 65, 100, 127, 128, 129, 300]
@@ -41,11 +42,10 @@ def test_stays_inside_and_writes_everything(name, isa, monkeypatch):
 def test_the_guard_bites():
     """A read past the end must kill the process, or this file proves nothing."""
     import subprocess
-    import sys
 
     code = (
         "import numpy as np, ctypes\nfrom tests.kernels.guarded import guarded\n"
         "a = guarded(5, np.float32, True, 0)\nprint('alive', flush=True)\nctypes.string_at(a.ctypes.data, 21)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "alive\n" and done.returncode != 0

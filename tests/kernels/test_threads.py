@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
@@ -14,6 +13,7 @@ import pytest
 
 from minedge.ops import c_ops
 from tests.kernels.cases import CASES, ISAS, bits_of, outputs
+from tests.python import PYTHON
 
 F = np.float32
 
@@ -149,7 +149,7 @@ def test_expected_instruction_sets():
 
 def _python(code: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [*PYTHON, "-c", code],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
