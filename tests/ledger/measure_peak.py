@@ -38,7 +38,13 @@ def work(model, method, batch, seq_len):
             model.loss(tokens[: batch * seq_len].reshape(batch, seq_len))
     else:
         data = PackedText(tokens, 0, seq_len, len(tokens))
-        minedge.train(model, data, method, iters=2, batch_size=batch, seq_len=seq_len, learning_rate=1e-4)
+        shape = dict(batch_size=batch, seq_len=seq_len)
+        minedge.train(model, data, method, iters=2, learning_rate=1e-4, lora=adapter(model, method), **shape)
+
+
+def adapter(model, method):
+    fused = len(model.config.arch.attn_in) == 1
+    return {"target": ("c_attn",) if fused else ("q_proj", "v_proj")} if method == "lora" else None
 
 
 def random_model(config, backend):
@@ -81,7 +87,7 @@ def main(method, size, backend, kind="dense"):
     ledger.reset_peak()
     baseline = ledger.resident_bytes()
     model, batch, seq_len = made(size, kind, backend)
-    planned = minedge.plan(model, method, batch, seq_len)
+    planned = minedge.plan(model, method, batch, seq_len, lora=adapter(model, method))
     gc.collect()
     ledger.reset_peak()  # making the model (float64 random numbers, packing) is not what is planned
     work(model, method, batch, seq_len)
