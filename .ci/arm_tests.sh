@@ -21,9 +21,11 @@ file -b minedge/_kernels*.so 2>/dev/null | grep -q aarch64 || readelf -h minedge
 for cpu in "$@"; do
   echo "== emulated $cpu"
   # Threads: two are enough to cross the pool's paths; every extra one costs emulation time.
+  # One test stays out: qemu-user 7.2 itself fails an assertion when a process with threads forks (accel/tcg/cpu-exec.c).
   # The emulated Python inherits this environment (qemu's own -E splits values at commas).
   PYTHONPATH="$copy:$cache/site" MINEDGE_EXPECT_BACKENDS=numpy,c MINEDGE_EXPECT_ISAS=scalar,neon MINEDGE_THREADS=2 \
     OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 MINEDGE_EMULATOR="qemu-aarch64 -cpu $cpu -L $cache/root" \
     qemu-aarch64 -cpu "$cpu" -L "$cache/root" \
-    "$cache/root/usr/bin/python3.11" -m pytest -p no:cacheprovider tests/kernels tests/noise
+    "$cache/root/usr/bin/python3.11" -m pytest -p no:cacheprovider tests/kernels tests/noise \
+    --deselect tests/kernels/test_threads.py::test_a_forked_child_can_use_the_pool
 done
