@@ -8,6 +8,7 @@ out/model/ or out/adapter/ the result;  out/mezo.log, the replayable record of a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -45,10 +46,11 @@ def environment(ops: Any) -> dict[str, Any]:
         "machine": platform.machine(),
     }
     if ops.name == "c":
+        from minedge import _kernels
         from minedge.ops import c_ops
 
         found["threads"] = c_ops.threads()
-        found["build"] = getattr(c_ops, "build_id", lambda: "")()
+        found["build"] = hashlib.sha256(Path(_kernels.__file__).read_bytes()).hexdigest()[:16]
     elif ops.name == "numba":
         import numba
 
