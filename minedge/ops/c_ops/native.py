@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -31,8 +32,7 @@ lib: Any = None
 ffi: Any = None
 reason = ""
 try:
-    from minedge import _kernels
-
+    _kernels = importlib.import_module("minedge._kernels")
     ffi, lib = _kernels.ffi, _kernels.lib
 except ImportError as error:
     reason = (
