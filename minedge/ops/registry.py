@@ -29,5 +29,5 @@ OPS: dict[str, dict[str, str]] = {
     name: {"numpy": "native", "numba": "native", "c": "native"}
     for name in (*_LAYERS, *_ATTENTION, *_LOSS, *_OPTIM, *_NOISE, *_INT4, *_MASKS)
 }
-# Float matrix products: NumPy's BLAS is already native code.
-OPS.update({name: {"numpy": "native", "numba": "blas", "c": "blas"} for name in _PRODUCTS})
+# Float matrix products: the numba tier leaves them to NumPy's BLAS, which is native code already.
+OPS.update({name: {"numpy": "native", "numba": "blas", "c": "native"} for name in _PRODUCTS})
