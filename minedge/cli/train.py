@@ -66,6 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rank of the adapter (default: 8); with mezo, perturb an adapter only",
     )
     add("--lora-alpha", type=real(above=True), metavar="A", help="its scale is A / R (default: 16)")
+    add("--use-rslora", action="store_true", help="scale A / sqrt(R) instead: for large ranks")
+    add("--use-dora", action="store_true", help="also train the length of each row (DoRA)")
     add(
         "--lora-target",
         metavar="NAMES",
@@ -209,11 +211,15 @@ def train_config(args: argparse.Namespace, model: Any, length: int) -> Any:
     given = {field: getattr(args, option) for option, field in _FIELDS.items() if getattr(args, option) is not None}
     given["eval_batches"] = max(0, given.get("eval_batches", 0))
     lora = {"r": args.lora_rank, "lora_alpha": args.lora_alpha, "target": args.lora_target}
+    lora.update({key: True for key in ("use_rslora", "use_dora") if getattr(args, key)})
     lora = {key: value for key, value in lora.items() if value is not None}
     if lora.get("r") == 0:
         raise UsageError("--lora-rank: expected 1 or more, got 0; an adapter of rank 0 has nothing to train")
     if method == "full" and lora:
-        raise UsageError("--lora-rank, --lora-alpha, --lora-target: belong to --method lora or mezo, got --method full")
+        raise UsageError(
+            "--lora-rank, --lora-alpha, --lora-target, --use-rslora, --use-dora: belong to --method lora or mezo, "
+            "got --method full"
+        )
     if isinstance(lora.get("target"), str):
         lora["target"] = lora["target"].split(",")
     if method == "lora" or lora:

@@ -44,11 +44,23 @@ WRAPS: dict[tuple[str, str], Rule] = {
     ("lora", "dense"): Rule(True, "LoRA as its paper has it"),
     ("lora", "int4"): Rule(True, "QLoRA's form: the codes are frozen, the adapter is float32"),
     ("lora", "masked"): Rule(True, "the base stays pruned, the adapter is dense"),
+    ("lora", "nf4"): Rule(True, "QLoRA as its paper has it"),
     ("lora", "lora"): Rule(True, "several adapters, told apart by name; their changes add up"),
+    ("lora", "dora"): Rule(
+        True, "several adapters; DoRA's change is that of the weight below all adapters, and adds up"
+    ),
+    ("dora", "dense"): Rule(True, "DoRA as its paper has it"),
+    ("dora", "int4"): Rule(True, "the codes are frozen, direction and lengths are trained in float32"),
+    ("dora", "nf4"): Rule(True, "QDoRA: the codes are frozen, direction and lengths are trained in float32"),
+    ("dora", "masked"): Rule(True, "the base stays pruned; lengths are those of the pruned rows"),
+    ("dora", "lora"): Rule(True, "several adapters, told apart by name; their changes add up"),
+    ("dora", "dora"): Rule(True, "several adapters, told apart by name; their changes add up"),
     ("masked", "dense"): Rule(True, "a pruned matrix"),
     ("masked", "int4"): Rule(False, "prune first, then quantize: pruned zeros become code 8, which reads as exactly 0"),
+    ("masked", "nf4"): Rule(False, "prune first, then quantize: 0 is one of NF4's values, so pruned zeros stay 0"),
     ("masked", "masked"): Rule(False, "prune again instead: the new mask replaces the old one"),
     ("masked", "lora"): Rule(False, "the mask belongs to the base inside: LoRA(Masked(Dense))"),
+    ("masked", "dora"): Rule(False, "the mask belongs to the base inside: DoRA(Masked(Dense))"),
 }
 
 # (method, kind of the matrix): what comes out. Adapters are looked through: a method works on the base inside, and
@@ -57,14 +69,22 @@ APPLIES: dict[tuple[str, str], Rule] = {
     ("int4", "dense"): Rule(True, "Int4"),
     ("int4", "masked"): Rule(True, "Int4; pruned weights keep reading as exactly 0, the mask itself is dropped"),
     ("int4", "int4"): Rule(False, "it is quantized already and a second rounding adds error; start from float weights"),
+    ("int4", "nf4"): Rule(False, "it is quantized already and a second rounding adds error; start from float weights"),
+    ("nf4", "dense"): Rule(True, "NF4"),
+    ("nf4", "masked"): Rule(True, "NF4; pruned weights keep reading as exactly 0, the mask itself is dropped"),
+    ("nf4", "int4"): Rule(False, "it is quantized already and a second rounding adds error; start from float weights"),
+    ("nf4", "nf4"): Rule(False, "it is quantized already and a second rounding adds error; start from float weights"),
     ("prune", "dense"): Rule(True, "Masked(Dense)"),
     ("prune", "masked"): Rule(True, "Masked(Dense) with a new mask; what was pruned is 0 and goes first"),
     ("prune", "int4"): Rule(False, "its weights are 4-bit codes already; prune before quantizing"),
+    ("prune", "nf4"): Rule(False, "its weights are 4-bit codes already; prune before quantizing"),
     ("densify", "dense"): Rule(True, "unchanged"),
     ("densify", "masked"): Rule(True, "Dense with zeros"),
     ("densify", "int4"): Rule(True, "unchanged"),
+    ("densify", "nf4"): Rule(True, "unchanged"),
     ("merge", "dense"): Rule(True, "Dense, within float32 rounding"),
     ("merge", "int4"): Rule(True, "Int4, quantized again, with a warning that says what it costs"),
+    ("merge", "nf4"): Rule(True, "NF4, quantized again, with a warning that says what it costs"),
     ("merge", "masked"): Rule(
         True, "Masked with the same mask, with a warning: what the adapter changed under it is lost"
     ),

@@ -5,14 +5,16 @@ arXiv:2106.09685).
 
 The weight's change has rank r, so r * (in + out) numbers are trained instead of in * out. A starts random, B starts
 at zero: at first the model is the base, bit for bit. Dividing by r keeps the size of the change about the same when r
-is changed, so the learning rate need not be. Nothing is stored twice: the base's arrays are shared with the model the
-adapter was added to, and the base may be dense, quantized or pruned.
+is changed, so the learning rate need not be. That was an argument for the start; for large ranks the change shrinks as
+training goes on, and rank-stabilized LoRA (arXiv:2312.03732, Thm. 3.2) divides by sqrt(r) instead. Nothing is stored
+twice: the base's arrays are shared with the model the adapter was added to, and the base may be dense, quantized or
+pruned. DoRA is in dora.py, several adapters on one base in lora_several.py, their files in lora_files.py.
 
 Names, shapes and the start of A (kaiming_uniform with a = sqrt 5, which is U(-1/sqrt(in), 1/sqrt(in))) are PEFT's, so
 adapters go both ways. Where we differ: A's random numbers depend on the seed and the tensor's name alone, not on
 which other modules have adapters; there is no dropout; merging gives a new model and leaves the old one as it was.
 
-Legend: `...` any leading dimensions, r rank, scaling = lora_alpha / r; weights lie (out, in).
+Legend: `...` any leading dimensions, r rank, scaling = lora_alpha / r or lora_alpha / sqrt(r); weights lie (out, in).
 """
 
 from __future__ import annotations
@@ -20,9 +22,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from os import PathLike
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -30,14 +31,15 @@ from numpy.typing import NDArray
 
 from minedge.compress.compositions import adapters, check_applies, check_base, core, default_trainable, select
 from minedge.errors import UsageError
-from minedge.finetune.lora_files import named_adapters, read_for, refuse_second, save_adapter
-from minedge.model.linears import Dense, LinearKind, Params, Shapes, register
+from minedge.finetune.lora_files import load_adapter, refuse_second, save_adapter
+from minedge.finetune.lora_several import chosen, factors_of, set_active, stack, without
+from minedge.model.linears import Dense, LinearKind, Params, Shapes, kind_class, register
 from minedge.model.model import Model
 from minedge.model.noise import tensor_id
 from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops
 
-__all__ = ["LoRA", "add", "count", "load_adapter", "merge", "merge_error", "save_adapter", "set_active"]
+__all__ = ["LoRA", "add", "count", "load_adapter", "merge", "merge_error", "save_adapter", "set_active", "stack"]
 
 Array = NDArray[Any]
 M = TypeVar("M", bound=Model)
@@ -55,11 +57,12 @@ class LoRA(LinearKind):
     lora_alpha: float = 16
     adapter: str = "default"
     active: bool = True
+    use_rslora: bool = False
 
     is_adapter: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_base("lora", self.base)
+        check_base(self.kind, self.base)
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise UsageError(f"r: expected an integer >= 1, got {self.r!r}")
         number = isinstance(self.lora_alpha, (int, float)) and not isinstance(self.lora_alpha, bool)
@@ -67,8 +70,9 @@ class LoRA(LinearKind):
             raise UsageError(f"lora_alpha: expected a finite number, got {self.lora_alpha!r}")
         if not isinstance(self.adapter, str) or not re.fullmatch(r"[\w-]+", self.adapter):
             raise UsageError(f"adapter: expected a name of letters, digits, '_' and '-', got {self.adapter!r}")
-        if not isinstance(self.active, bool):
-            raise UsageError(f"active: expected True or False, got {self.active!r}")
+        for switch in ("active", "use_rslora"):
+            if not isinstance(getattr(self, switch), bool):
+                raise UsageError(f"{switch}: expected True or False, got {getattr(self, switch)!r}")
         if self.adapter in [layer.adapter for layer in adapters(self.base)]:
             raise UsageError(
                 f"adapter: the model has one called {self.adapter!r} already; choose another name or merge it"
@@ -76,19 +80,23 @@ class LoRA(LinearKind):
 
     @property
     def scaling(self) -> float:
-        return self.lora_alpha / self.r
+        return self.lora_alpha / math.sqrt(self.r) if self.use_rslora else self.lora_alpha / self.r
 
-    def names(self, name: str) -> tuple[str, str]:
-        """Parameter names of lora_A and lora_B."""
+    def names(self, name: str) -> tuple[str, ...]:
+        """Names of the adapter's own parameters: lora_A, lora_B."""
         return f"{name}.lora_A.{self.adapter}.weight", f"{name}.lora_B.{self.adapter}.weight"
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
-        if self.r > min(out_features, in_features):
-            limit = f"at most {min(out_features, in_features)} for {name} ({out_features}, {in_features})"
-            raise UsageError(f"r: expected {limit}, got {self.r}")
         a_name, b_name = self.names(name)
         own: Shapes = {a_name: ((self.r, in_features), "float32"), b_name: ((out_features, self.r), "float32")}
         return {**self.base.shapes(name, out_features, in_features), **own}
+
+    def start(self, params: Params, name: str, shape: tuple[int, int], seed: int, ops: Ops) -> dict[str, Array]:
+        """The adapter's own parameters before training: A random, B zero."""
+        (out_features, in_features), (a_name, b_name) = shape, self.names(name)
+        rng, bound = np.random.default_rng([int(seed), tensor_id(a_name)]), 1 / math.sqrt(in_features)
+        a = rng.uniform(-bound, bound, (self.r, in_features)).astype(np.float32)
+        return {a_name: a, b_name: np.zeros((out_features, self.r), np.float32)}
 
     def forward(self, x: Array, params: Params, name: str, ops: Ops, int8: bool = False) -> tuple[Array, tuple]:
         out, base_cache = self.base.forward(x, params, name, ops, int8)
@@ -116,10 +124,10 @@ class LoRA(LinearKind):
 
     def dense(self, params: Params, name: str, ops: Ops) -> Array:
         weight = self.base.dense(params, name, ops)
-        return weight + self.change(params, name) if self.active else weight
+        return weight + self.change(params, name, ops) if self.active else weight
 
-    def change(self, params: Params, name: str) -> Array:
-        """What the adapter adds to the weight: scaling * B @ A, (out, in)."""
+    def change(self, params: Params, name: str, ops: Ops) -> Array:
+        """What the adapter adds to the weight: scaling * B @ A, (out, in). Several adapters' changes add up."""
         a_name, b_name = self.names(name)
         return (self.scaling * params[b_name]) @ params[a_name]
 
@@ -159,44 +167,54 @@ def add(
     target: str | Iterable[str] = ("q_proj", "v_proj"),
     seed: int = 0,
     adapter: str = "default",
+    use_rslora: bool = False,
+    use_dora: bool = False,
 ) -> M:
     """A new model with an adapter on every matrix that `target` names; it trains the adapter alone and shares all
     other arrays.
 
-    target   module names or ends of them ("q_proj", GPT-2's "c_attn"), or "all": every matrix but the embedding and
-             the head adapter  a name for this adapter; a second one goes on top of the first, which then is frozen
+    target      module names or ends of them ("q_proj", GPT-2's "c_attn"), or "all": every matrix but the embedding and
+                the head
+    adapter     a name for this adapter; a second one goes on top of the first, which then is frozen
+    use_rslora  scaling = lora_alpha / sqrt(r)
+    use_dora    also train each row's length (dora.py)
 
     Raises `UsageError` for a target the model does not have (with the nearest names) and for a rank that no matrix
     here can have.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise UsageError(f"seed: expected an integer >= 0, got {seed!r}")
-    shapes, params, linears, names = linear_shapes(model.config), dict(model.params), dict(model.linears), []
+    if not isinstance(use_dora, bool):
+        raise UsageError(f"use_dora: expected True or False, got {use_dora!r}")
+    shapes, params, linears = linear_shapes(model.config), dict(model.params), dict(model.linears)
+    names: list[str] = []
     refuse_second(model, adapter)
     for name in select(model.config, target, "target"):
         if name == model.config.arch.embed:
             raise UsageError(f"target: {name} is looked up, not multiplied; LoRA adapts matrices that multiply")
-        kind = LoRA(linears[name], r, lora_alpha, adapter)
-        out_features, in_features = shapes[name]
-        kind.shapes(name, out_features, in_features)  # refuses a rank that is too large
-        a_name, b_name = kind.names(name)
-        rng, bound = np.random.default_rng([int(seed), tensor_id(a_name)]), 1 / math.sqrt(in_features)
-        params[a_name] = rng.uniform(-bound, bound, (r, in_features)).astype(np.float32)
-        params[b_name] = np.zeros((out_features, r), np.float32)
+        cls = kind_class("dora") if use_dora else LoRA
+        kind = cls(linears[name], r, lora_alpha, adapter, use_rslora=use_rslora)
+        if r > min(shapes[name]):
+            raise UsageError(f"r: expected at most {min(shapes[name])} for {name} {shapes[name]}, got {r}")
+        own = kind.start(params, name, shapes[name], seed, model.ops)
+        params.update(own)
         linears[name] = kind
-        names += [a_name, b_name]
+        names += own
     return model.with_params(params, linears, frozenset(names))
 
 
-def merge(model: M) -> M:
+def merge(model: M, weights: Mapping[str, float] | None = None) -> M:
     """A new model whose weights have taken the active adapters in; inactive ones stay beside them.
+
+    `weights`, such as {"a": 0.7, "b": 0.3}, instead merges the adapters that it names, on or off, each one's change
+    times its number; all others stay beside the weights.
 
     Over a dense weight that costs float32 rounding and no more. A quantized weight has to be rounded to 4 bits again,
     and a pruned one keeps its mask: a warning says how much of the adapters' change that loses, `merge_error` how far
     the weights end up. Merging into float weights first (`prune.densify`, or the model before `quant.int4`) loses
     nothing.
     """
-    merged, costs = _merge(model)
+    merged, costs = _merge(model, weights)
     lossy = {name: lost for name, (_, lost) in costs.items() if lost and core(model.linears[name]).kind != "dense"}
     if lossy:
         worst = max(lossy, key=lambda name: lossy[name])
@@ -210,77 +228,36 @@ def merge(model: M) -> M:
     return merged
 
 
-def merge_error(model: Model) -> float:
+def merge_error(model: Model, weights: Mapping[str, float] | None = None) -> float:
     """The largest difference between a weight of `merge(model)` and the same weight with the adapter beside it."""
-    return max((difference for difference, _ in _merge(model)[1].values()), default=0.0)
+    return max((difference for difference, _ in _merge(model, weights)[1].values()), default=0.0)
 
 
-def _merge(model: M) -> tuple[M, dict[str, tuple[float, float]]]:
+def _merge(model: M, weights: Mapping[str, float] | None) -> tuple[M, dict[str, tuple[float, float]]]:
     """The merged model, and per merged module: largest difference, and size of the error over size of the change."""
+    factors = factors_of(model, weights)
     ops, params, linears = model.ops, dict(model.params), dict(model.linears)
     costs: dict[str, tuple[float, float]] = {}
     for name, kind in model.linears.items():
-        active = [layer for layer in adapters(kind) if layer.active]
-        if not active:
+        layers = chosen(kind, factors)
+        if not layers:
             continue
         base = core(kind)
         check_applies("merge", base, name)
-        before = base.dense(model.params, name, ops)
-        weight = kind.dense(model.params, name, ops)
+        weight = before = base.dense(model.params, name, ops)
+        for layer, factor in layers:
+            weight = weight + factor * layer.change(model.params, name, ops)
         params.update(base.repack(name, weight, model.params, ops))
-        after, kept = base.dense(params, name, ops), base
-        for layer in reversed(adapters(kind)):  # from the inside out
-            if layer.active:
-                for key in layer.names(name):
-                    del params[key]
-            else:
-                kept = replace(layer, base=kept)
-        linears[name] = kept
+        after, linears[name] = base.dense(params, name, ops), without(kind, layers)
+        for key in (key for layer, _ in layers for key in layer.names(name)):
+            del params[key]
         change = float(np.linalg.norm(weight - before))
         error = float(np.linalg.norm(after - weight))
         costs[name] = float(np.abs(after - weight).max()), error / change if change else 0.0
     return model.with_params(params, linears, default_trainable(model, linears, params)), costs
 
 
-def set_active(model: M, active: bool, adapter: str | None = None) -> M:
-    """A new model with its adapters (or the one called `adapter`) switched on or off. Those that are off are not
-    trained.
-    """
-    names = set(model.trainable_names)
-
-    def switched(kind: LinearKind, name: str) -> LinearKind:
-        if not isinstance(kind, LoRA):
-            return kind
-        base = switched(kind.base, name)
-        if adapter not in (None, kind.adapter):
-            return replace(kind, base=base)
-        if active:
-            names.update(kind.names(name))
-        else:
-            names.difference_update(kind.names(name))
-        return replace(kind, base=base, active=active)
-
-    named_adapters(model, adapter)
-    linears = {name: switched(kind, name) for name, kind in model.linears.items()}
-    return model.with_params(model.params, linears, frozenset(names))
-
-
 def count(model: Model) -> int:
-    """Number of trained parameters in active adapters: the sum of r * (in + out)."""
+    """Number of trained parameters in active adapters: the sum of r * (in + out), with DoRA also out."""
     layers = [(name, layer) for name, kind in model.linears.items() for layer in adapters(kind) if layer.active]
     return sum(model.params[key].size for name, layer in layers for key in layer.names(name))
-
-
-def load_adapter(model: M, path: str | PathLike[str], adapter: str = "default", any_base: bool = False) -> M:
-    """A new model with the adapter from `path` on top, as the only thing it trains.
-
-    Raises `MinedgeFormatError` for a file that is damaged or does not fit the model's matrices, `UsageError` if it
-    was trained on other weights; `any_base=True` allows that, for instance to put what was trained over int4 weights
-    onto the float weights.
-    """
-    refuse_second(model, adapter)
-    config, arrays = read_for(model, path, adapter, any_base)
-    shapes, linears = linear_shapes(model.config), dict(model.linears)
-    for name in [name for name in shapes if LoRA(adapter=adapter).names(name)[0] in arrays]:
-        linears[name] = LoRA(linears[name], config["r"], config["lora_alpha"], adapter)
-    return model.with_params({**model.params, **arrays}, linears, frozenset(arrays))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minedge.compress.compositions import adapters
 from minedge.errors import MinedgeFormatError, UsageError
+from minedge.io.adapter_config import Scale, patterns_of
 from minedge.io.adapters import read_adapter, write_adapter
 from minedge.model.hashes import weights_hash
+from minedge.model.linears import kind_class
 from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes
 
-__all__ = ["base_hash", "named_adapters", "read_for", "refuse_second", "save_adapter"]
+__all__ = ["base_hash", "load_adapter", "named_adapters", "refuse_second", "save_adapter"]
+
+M = TypeVar("M", bound=Model)
 
 
 def named_adapters(model: Model, adapter: str | None) -> list[tuple[str, Any]]:
@@ -44,16 +48,17 @@ def base_hash(model: Model) -> str:
 def save_adapter(model: Model, path: str | PathLike[str], overwrite: bool = False, adapter: str | None = None) -> None:
     """Write an adapter as PEFT does, with the fingerprint of the weights it belongs to.
 
-    `adapter` may be left out if there is only one. Raises `UsageError` for a model without adapters, or a folder that
-    exists unless `overwrite`.
+    `adapter` may be left out if there is only one. Where its rank or alpha is not the same on every matrix, the file
+    says so by patterns. Raises `UsageError` for a model without adapters, or a folder that exists unless `overwrite`.
     """
     layers = named_adapters(model, adapter)
     names = sorted({layer.adapter for _, layer in layers})
     if len(names) > 1:
         raise UsageError(f"adapter: expected one of {', '.join(names)}, as the model has several")
-    (r, lora_alpha), *others = {(layer.r, layer.lora_alpha) for _, layer in layers}
-    if others:
-        raise UsageError(f"adapter: {names[0]!r} has several ranks or alphas, which one adapter file cannot hold")
+    if len({(layer.kind, layer.use_rslora) for _, layer in layers}) > 1:
+        raise UsageError(f"adapter: {names[0]!r} is of several kinds, which one adapter file cannot hold")
+    scales = {name: Scale(layer.r, layer.lora_alpha) for name, layer in layers}
+    (r, lora_alpha), rank_pattern, alpha_pattern = patterns_of(scales)
     write_adapter(
         path,
         {key: model.params[key] for name, layer in layers for key in layer.names(name)},
@@ -64,13 +69,32 @@ def save_adapter(model: Model, path: str | PathLike[str], overwrite: bool = Fals
         fingerprint=base_hash(model),
         overwrite=overwrite,
         fan_in_fan_out=model.config.arch.conv1d,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
+        use_rslora=layers[0][1].use_rslora,
+        use_dora=layers[0][1].kind == "dora",
     )
 
 
-def read_for(
+def load_adapter(model: M, path: str | PathLike[str], adapter: str = "default", any_base: bool = False) -> M:
+    """A new model with the adapter from `path` on top, as the only thing it trains.
+
+    Raises `MinedgeFormatError` for a file that is damaged or does not fit the model's matrices, `UsageError` if it
+    was trained on other weights; `any_base=True` allows that, for instance to put what was trained over int4 weights
+    onto the float weights.
+    """
+    refuse_second(model, adapter)
+    config, arrays = _read_for(model, path, adapter, any_base)
+    cls, linears = kind_class("dora" if config.get("use_dora") else "lora"), dict(model.linears)
+    for name, (r, lora_alpha) in config["modules"].items():
+        linears[name] = cls(linears[name], r, lora_alpha, adapter, use_rslora=bool(config.get("use_rslora")))
+    return model.with_params({**model.params, **arrays}, linears, frozenset(arrays))
+
+
+def _read_for(
     model: Model, path: str | PathLike[str], adapter: str, any_base: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """An adapter's configuration and matrices, checked against the model; `lora.load_adapter` says what is raised."""
+    """An adapter's configuration and matrices, checked against the model."""
     config, arrays = read_adapter(path, adapter)
     trained_on = config["base_fingerprint"]
     if not any_base and trained_on is not None and trained_on != base_hash(model):
@@ -84,7 +108,8 @@ def read_for(
         if name not in shapes or name == model.config.arch.embed:
             raise MinedgeFormatError(f"{path}: it changes {name!r}, a matrix that {model.name!r} cannot adapt")
         out_features, in_features = shapes[name]
-        expected = (config["r"], in_features) if side.startswith("A") else (out_features, config["r"])
+        r = config["modules"][name].r
+        expected: tuple[int, ...] = {"A": (r, in_features), "B": (out_features, r)}.get(side[0], (out_features,))
         if array.shape != expected:
             raise MinedgeFormatError(f"{path}: {key}: expected shape {expected} for {model.name!r}, got {array.shape}")
     return config, arrays

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from minedge.config import Config
+from minedge.finetune.memory_needs import F, need_of
 from minedge.model.linears import LinearKind
 from minedge.model.model import LOGIT_TILE
 from minedge.model.shapes import head_name, linear_shapes, param_shapes
 
 __all__ = ["Trace", "array_bytes", "inference", "training_step"]
 
-F = 4  # bytes of a float32
 _ITEMSIZE = {"float32": 4, "float16": 2, "uint8": 1, "float64": 8, "int64": 8}
 
 
@@ -51,49 +49,6 @@ class Trace:
         if total > self.peak:
             self.peak, self.moment = total, self.where
             self.parts = {**{k: v for k, v in self.live.items() if v}, **({"transient": size} if size else {})}
-
-
-# --- what a linear kind needs beside its output -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Need:
-    """keeps_input: its cache holds x; kept: other bytes in it; forward, backward: bytes used during the call."""
-
-    keeps_input: bool
-    kept: int
-    forward: int
-    backward: int
-
-
-def _dense(kind: Any, rows: int, out: int, width: int) -> _Need:
-    return _Need(True, 0, 0, 0)
-
-
-def _unpacked(kind: Any, rows: int, out: int, width: int) -> _Need:
-    """A frozen matrix whose dense form is made for the product and dropped after it."""
-    return _Need(False, 0, F * out * width, F * out * width)
-
-
-def _masked(kind: Any, rows: int, out: int, width: int) -> _Need:
-    """Unpacked too, but trained: in backward the gradient stands twice for a moment, before and after the mask."""
-    return _Need(True, 0, F * out * width, 2 * F * out * width)
-
-
-def _lora(kind: Any, rows: int, out: int, width: int) -> _Need:
-    """x A^T is kept; B's product stands beside the base's output, and A's input gradient beside the base's."""
-    base = _need(kind.base, rows, out, width)
-    if not kind.active:
-        return base
-    r = F * rows * kind.r
-    return _Need(True, base.kept + r, max(base.forward, F * rows * out), max(base.backward, F * rows * width + 2 * r))
-
-
-_NEEDS: dict[str, Callable[[Any, int, int, int], _Need]] = {"dense": _dense, "lora": _lora, "masked": _masked}
-
-
-def _need(kind: LinearKind, rows: int, out: int, width: int) -> _Need:
-    return _NEEDS.get(kind.kind, _unpacked)(kind, rows, out, width)
 
 
 # --- the passes -------------------------------------------------------------------------------------------------------
@@ -130,7 +85,7 @@ class _Walk:
     def linear(self, name: str, keep: bool) -> int:
         """Forward of a matrix: what it keeps. The output is counted by the caller."""
         out, width = self.shapes[name]
-        need = _need(self.linears[name], self.N, out, width)
+        need = need_of(self.linears[name], self.N, out, width)
         perturbed = max((size for key, size in self.own(name).items() if key in self.noisy), default=0)
         biased = F * self.N * out if f"{name}.bias" in self.bytes else 0
         self.t.spike(F * self.N * out + max(need.forward + perturbed, biased))
@@ -139,7 +94,7 @@ class _Walk:
     def linear_backward(self, name: str) -> None:
         """Backward of a matrix: its gradients stay. The input's gradient is counted by the caller."""
         out, width = self.shapes[name]
-        self.t.spike(F * self.N * width + _need(self.linears[name], self.N, out, width).backward)
+        self.t.spike(F * self.N * width + need_of(self.linears[name], self.N, out, width).backward)
         self.t.hold("gradients", sum(size for key, size in self.own(name).items() if key in self.wanted))
 
     def norm_gradients(self, i: int, *roles: str | None) -> None:
@@ -187,7 +142,7 @@ class _Walk:
     def keeps_input(self, i: int, roles: tuple[str, ...]) -> bool:
         """Whether any of these matrices, which share an input, keeps it."""
         names = [self.config.layer_name(i, role) for role in roles]
-        return any(_need(self.linears[name], 1, 1, 1).keeps_input for name in names)
+        return any(need_of(self.linears[name], 1, 1, 1).keeps_input for name in names)
 
     def close(self, held: int, normed_kept: bool, normed: int, keep: bool) -> int:
         """The end of a half: its output takes the stream's place; the input stays if it is kept for backward."""
@@ -263,7 +218,7 @@ def inference(
     perturbed = sum(size for key, size in walk.own(head).items() if key in noisy)
     rows = min(walk.N, max(1, LOGIT_TILE // V))
     tile = F * rows * V + (F * rows * config.n_embd if rows < walk.N else 0)
-    unpacked = _need(linears[head], rows, *walk.shapes[head]).forward
+    unpacked = need_of(linears[head], rows, *walk.shapes[head]).forward
     trace.spike(perturbed + tile + max(unpacked, walk.elementwise(F * rows * V, 2)))
     trace.free("activations", walk.X)
 
@@ -278,7 +233,7 @@ def training_step(
     a, head = config.arch, head_name(config)
     trace.where = "logits and their gradient"
     logits = F * walk.N * config.vocab_size
-    need = _need(linears[head], walk.N, *walk.shapes[head])
+    need = need_of(linears[head], walk.N, *walk.shapes[head])
     trace.spike(logits + need.forward)
     trace.hold("activations", need.kept)
     trace.hold("logits", 2 * logits)

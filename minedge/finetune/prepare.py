@@ -38,7 +38,7 @@ def trained_adapter(model: Any) -> str | None:
 
 
 def _is_adapter(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
+    return ".lora_" in name  # lora_A, lora_B, and DoRA's lora_magnitude_vector
 
 
 def packed_parts(data: Any, tokenizer: Any, seq_len: int) -> tuple[Any, Any, dict[str, Any]]:

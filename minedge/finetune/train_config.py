@@ -15,7 +15,7 @@ __all__ = ["METHODS", "TrainConfig"]
 
 METHODS = ("full", "lora", "mezo")
 _LEARNING_RATE = {"full": 3e-4, "lora": 1e-3, "mezo": 1e-6}
-_LORA_KEYS = ("r", "lora_alpha", "target")
+_LORA_KEYS = ("r", "lora_alpha", "target", "use_rslora", "use_dora")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TrainConfig:
     seq_len        tokens a row; seq_len - 1 of them are predicted
     learning_rate  the highest; schedule "cosine", "linear" or "constant", after `warmup` steps, to `final_ratio` of it
     weight_decay, beta1, beta2, adam_eps, clip      AdamW; clip is the largest global norm of a gradient, 0 for none
-    lora           {"r", "lora_alpha", "target"} of the adapter that is added where the model has none
+    lora           {"r", "lora_alpha", "target", "use_rslora", "use_dora"} of the adapter to add where there is none
     eps, n_samples MeZO: size of the perturbation, draws a step
     seed           of batches, adapter and perturbations
     eval_every     steps between evaluations on validation data, 0 for never; eval_batches of them, 0 for all

@@ -32,6 +32,8 @@ __all__ = ["read_adapter", "write_adapter"]
 _FORMAT_VERSION = 1
 _IN_FILE = re.compile(r"base_model\.model\.(?P<path>[\w.]+)\.lora_((?P<side>[AB])\.weight|magnitude_vector)")
 _IN_MEMORY = re.compile(r"(?P<path>[\w.]+)\.lora_(?P<side>A|B|magnitude_vector)\.(?P<adapter>[\w-]+)\.weight")
+
+
 def write_adapter(
     path: str | os.PathLike[str],
     params: Mapping[str, np.ndarray],

@@ -250,10 +250,8 @@ def write_model(
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, "tokenizer")
     exact = {key for name, kind in linears.items() for key in kind.exact_storage(name)}
-    tensors = {
-        key: array if key in exact else _stored_as(key, array, dtype)
-        for key, array in _to_storage(config, params, linears).items()
-    }
+    stored = _to_storage(config, params, linears)
+    tensors = {key: array if key in exact else _stored_as(key, array, dtype) for key, array in stored.items()}
     write_weights = writer(tensors, {"format": "pt"})  # transformers refuses files without this entry
     data = config.to_hf()
     data.update(dict.fromkeys(_FILE_DTYPE_KEYS, dtype or "float32"))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from minedge.errors import MinedgeFormatError
 from minedge.ops import Ops
 
-__all__ = ["Dense", "LinearKind", "dense_kind", "kind_from_dict", "register"]
+__all__ = ["Dense", "LinearKind", "dense_kind", "kind_class", "kind_from_dict", "register"]
 
 Array = NDArray[Any]
 Params = Mapping[str, Array]
@@ -31,7 +31,13 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 _KINDS: dict[str, type[LinearKind]] = {}
 # Where the package's other kinds are defined: when a file names one, its module is imported if nobody did before.
-_HOMES = {"int4": "minedge.compress.int4", "masked": "minedge.compress.prune", "lora": "minedge.finetune.lora"}
+_HOMES = {
+    "int4": "minedge.compress.int4",
+    "nf4": "minedge.compress.nf4",
+    "masked": "minedge.compress.prune",
+    "lora": "minedge.finetune.lora",
+    "dora": "minedge.finetune.dora",
+}
 
 
 def register(name: str) -> Callable[[type[LinearKind]], type[LinearKind]]:
@@ -45,21 +51,26 @@ def register(name: str) -> Callable[[type[LinearKind]], type[LinearKind]]:
     return add
 
 
-def kind_from_dict(data: Mapping[str, Any]) -> LinearKind:
-    """Inverse of `LinearKind.to_dict`; `MinedgeFormatError` for an unknown kind or field."""
-    if not isinstance(data, Mapping):
-        raise MinedgeFormatError(f"linear kind: expected an object, got {type(data).__name__}")
-    values = {key: kind_from_dict(v) if key == "base" else v for key, v in data.items() if key != "kind"}
-    kind = data.get("kind")
+def kind_class(kind: Any) -> Any:
+    """The class registered under a name, its module imported if need be; `MinedgeFormatError` for an unknown name."""
     known = sorted({**_KINDS, **_HOMES})
     if kind not in known:
         raise MinedgeFormatError(f"linear kind: expected one of {', '.join(known)}, got {kind!r}")
     if kind not in _KINDS:
         importlib.import_module(_HOMES[kind])
+    return _KINDS[kind]
+
+
+def kind_from_dict(data: Mapping[str, Any]) -> LinearKind:
+    """Inverse of `LinearKind.to_dict`; `MinedgeFormatError` for an unknown kind or field."""
+    if not isinstance(data, Mapping):
+        raise MinedgeFormatError(f"linear kind: expected an object, got {type(data).__name__}")
+    values = {key: kind_from_dict(v) if key == "base" else v for key, v in data.items() if key != "kind"}
+    kind = kind_class(data.get("kind"))
     try:
-        return _KINDS[kind](**values)
+        return kind(**values)
     except (TypeError, ValueError) as error:
-        raise MinedgeFormatError(f"linear kind {kind!r}: {error}") from None
+        raise MinedgeFormatError(f"linear kind {data['kind']!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,12 @@ class LinearKind:
     def to_storage(self, params: Params, name: str, ops: Ops) -> dict[str, Array]:
         """The tensors a file holds for this matrix. Default: those in memory."""
         return {key: params[key] for key in self.shapes(name, 1, 1) if key in params}
+
+    def exact_storage(self, name: str) -> tuple[str, ...]:
+        """Names of stored float tensors that a file written in float16 keeps as they are: a rounding would change every
+        weight that is read with them. Most kinds have none.
+        """
+        return ()
 
     def from_storage(
         self, tensors: Params, name: str, out_features: int, in_features: int, ops: Ops

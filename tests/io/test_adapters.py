@@ -92,10 +92,18 @@ BAD_CONFIGS: dict[str, dict[str, Any]] = {
     "targets that leave one out": {"target_modules": ["q_proj"]},
     "biases trained": {"bias": "all"},
     "modules saved whole": {"modules_to_save": ["lm_head"]},
-    "ranks by pattern": {"rank_pattern": {"q_proj": 2}},
-    "alphas by pattern": {"alpha_pattern": {"q_proj": 2}},
-    "rsLoRA": {"use_rslora": True},
-    "DoRA": {"use_dora": True},
+    "ranks by pattern that the matrices do not have": {"rank_pattern": {"q_proj": 2}},
+    "a rank of 0 by pattern": {"rank_pattern": {"gate_proj": 0}},
+    "a rank by pattern that is no number": {"rank_pattern": {"gate_proj": "4"}},
+    "an alpha by pattern that is not finite": {"alpha_pattern": {"q_proj": float("inf")}},
+    "patterns that are a list": {"alpha_pattern": ["q_proj"]},
+    "a pattern that takes exponential time": {"alpha_pattern": {"(a+)+b": 2}},
+    "a pattern that takes long": {"alpha_pattern": {".*.*.*x": 2}},
+    "a pattern that is damaged": {"alpha_pattern": {"[z-a]": 2}},
+    "a pattern that is vast": {"alpha_pattern": {"q" * 300: 2}},
+    "rsLoRA that is no switch": {"use_rslora": "yes"},
+    "DoRA without its vectors": {"use_dora": True},
+    "a variant of LoRA": {"kasa_config": {"beta": 1}},
     "an option not yet invented": {"use_magic": True},
     "an initialisation that changes the base": {"init_lora_weights": "pissa"},
     "layers copied": {"layer_replication": [[0, 2]]},
@@ -141,6 +149,55 @@ def test_a_fingerprint_that_cannot_be_read_is_refused(folder: Path, own: str) ->
     save_file(load_file(file), file, {"minedge": own})
     with pytest.raises(MinedgeFormatError, match=r"minedge"):
         read_adapter(folder)
+
+
+def test_ranks_and_alphas_by_pattern(tmp_path: Path) -> None:
+    """The first pattern that fits counts, as in peft; a name's end is enough, and a dot begins it."""
+    params = {k: (a[:2] if ".lora_A." in k else a[:, :2]) if "v_proj" in k else a for k, a in _params().items()}
+    patterns: dict[str, Any] = dict(rank_pattern={"v_proj": 2}, alpha_pattern={r"layers\.\d+\.self_attn.v_proj": 3.5})
+    write_adapter(tmp_path / "a", params, 4, 16, ["q_proj", "v_proj"], **patterns)
+    config, got = read_adapter(tmp_path / "a")
+    assert config["modules"] == {PATHS[0]: (4, 16), PATHS[1]: (2, 3.5)}
+    assert all(got[k].tobytes() == params[k].tobytes() for k in params)
+    for pattern, alpha in {"proj": 16, "q_proj|v_proj": 16, ".*proj": 1, "(q_proj|v_proj)": 1, "^v_proj": 16}.items():
+        file = tmp_path / "a" / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "alpha_pattern": {pattern: 1}}))
+        if pattern == "q_proj|v_proj":  # alternatives without brackets: not among the simple ones
+            with pytest.raises(MinedgeFormatError, match="alpha_pattern"):
+                read_adapter(tmp_path / "a")
+        else:
+            assert read_adapter(tmp_path / "a")[0]["modules"][PATHS[1]] == (2, alpha), pattern
+
+
+def test_what_would_be_left_out_is_refused_with_the_way_out(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    for change, message in (({"modules_to_save": ["lm_head"]}, "without them, or merge"), ({"bias": "all"}, "'none'")):
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+        with pytest.raises(MinedgeFormatError, match=message):
+            read_adapter(folder)
+        file.write_text(json.dumps({**json.loads(file.read_text()), "modules_to_save": None, "bias": "none"}))
+
+
+def test_magnitude_vectors_of_dora(tmp_path: Path) -> None:
+    params = _params()
+    for path, width in zip(PATHS, (32, 16), strict=True):
+        params[f"{path}.lora_magnitude_vector.default.weight"] = np.arange(width, dtype=np.float32)
+    write_adapter(tmp_path / "a", params, 4, 16, ["q_proj", "v_proj"], use_dora=True, use_rslora=True)
+    assert f"base_model.model.{PATHS[0]}.lora_magnitude_vector" in load_file(tmp_path / "a/adapter_model.safetensors")
+    config, got = read_adapter(tmp_path / "a")
+    assert (config["use_dora"], config["use_rslora"]) == (True, True)
+    assert got.keys() == params.keys() and all(got[k].tobytes() == params[k].tobytes() for k in params)
+    for bad in (np.ones(8), np.ones((32, 1)), None):
+        tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+        name = f"base_model.model.{PATHS[0]}.lora_magnitude_vector"
+        tensors.pop(name)
+        if bad is not None:
+            tensors[name] = bad.astype(np.float32)
+        (tmp_path / "b").mkdir(exist_ok=True)
+        save_file(tensors, tmp_path / "b" / "adapter_model.safetensors")
+        (tmp_path / "b" / "adapter_config.json").write_bytes((tmp_path / "a" / "adapter_config.json").read_bytes())
+        with pytest.raises(MinedgeFormatError, match="magnitude_vector"):
+            read_adapter(tmp_path / "b")
 
 
 def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from tests.methods.common import NUMPY, UNIT, fingerprint, model, random_base, t
 
 
 def lora_is_its_equation(lora) -> None:
-    """out = base(x) + (alpha / r) x A^T B^T, by loops over float64 sums."""
+    """out = base(x) + (alpha / r) x A^T B^T, rsLoRA (alpha / sqrt(r)), by loops over float64 sums."""
     rng = np.random.default_rng(0)
-    for r, alpha in [(1, 1.0), (3, 12.0), (4, 2.0)]:
-        kind = lora.LoRA(r=r, lora_alpha=alpha)
+    for r, alpha, rooted in [(1, 1.0, False), (3, 12.0, False), (4, 2.0, False), (4, 2.0, True)]:
+        kind = lora.LoRA(r=r, lora_alpha=alpha, use_rslora=rooted)
         params = random_base(kind.base, 5, 7, rng)
         a_name, b_name = kind.names("w")
         A, B = params[a_name], params[b_name] = rng.normal(size=(r, 7)), rng.normal(size=(5, r))
         x = rng.normal(size=(2, 3, 7))
         out, _ = kind.forward(x, params, "w", NUMPY)
-        W = params["w.weight"] + alpha / r * sum(np.outer(B[:, i], A[i]) for i in range(r))
+        W = params["w.weight"] + alpha / (np.sqrt(r) if rooted else r) * sum(np.outer(B[:, i], A[i]) for i in range(r))
         expected = np.einsum("bti,oi->bto", x, W)
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(kind.dense(params, "w", NUMPY), W, rtol=1e-12, atol=1e-12)

@@ -6,19 +6,38 @@ fails, so the list cannot go stale in silence.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from minedge.compress import int4, prune
-from minedge.finetune import lora
+from minedge.finetune import dora, lora, lora_several
 from minedge.model import linears
 from minedge.model.linears import Dense
 from minedge.ops.numpy_ops import int4 as int4_ops
-from tests.methods import checks
+from tests.methods import checks, dora_checks, several_checks
 from tests.mutants.planting import mutated_module
 
 
 def gradients(module):
     checks.lora_backward_inverts_forward(module, Dense())
+
+
+def dora_equation(module):
+    dora_checks.dora_is_its_equation(module, Dense())
+
+
+def dora_gradients(module):
+    dora_checks.dora_backward_inverts_forward(module, Dense())
+
+
+def dora_over_lora_gradients(module):
+    dora_checks.dora_backward_inverts_forward(module, lora.LoRA(Dense(), r=2, adapter="inner"))
+
+
+def stacking(module):
+    """lora.py's verbs with lora_several's `stack` replaced."""
+    several_checks.stacking_is_exact(SimpleNamespace(add=lora.add, stack=module.stack))
 
 
 def error_bound(module):
@@ -31,12 +50,12 @@ def error_bound(module):
 # name: module, what stands there, what the mutant has instead, the checks of which one at least must fail
 MUTANTS = {
     "alpha not divided by r": (
-        lora, "return self.lora_alpha / self.r", "return self.lora_alpha", [checks.lora_is_its_equation]),
+        lora, "else self.lora_alpha / self.r", "else self.lora_alpha", [checks.lora_is_its_equation]),
     "B starts away from zero": (
-        lora, "np.zeros((out_features, r), np.float32)", "np.full((out_features, r), 1e-6, np.float32)",
+        lora, "np.zeros((out_features, self.r), np.float32)", "np.full((out_features, self.r), 1e-6, np.float32)",
         [checks.lora_starts_as_the_base]),
     "A starts with the bound of the rank": (
-        lora, "1 / math.sqrt(in_features)", "1 / math.sqrt(r)", [checks.lora_starts_as_the_base]),
+        lora, "1 / math.sqrt(in_features)", "1 / math.sqrt(self.r)", [checks.lora_starts_as_the_base]),
     "every A starts with the same numbers": (
         lora, "[int(seed), tensor_id(a_name)]", "[int(seed)]", [checks.lora_starts_as_the_base]),
     "A and B swapped in backward": (
@@ -45,7 +64,37 @@ MUTANTS = {
         lora, "ops.linear_backward(dh * self.scaling, a_cache", "ops.linear_backward(dh, a_cache", [gradients]),
     "dx without the adapter's part": (lora, "dx += dx_a", "dx += 0 * dx_a", [gradients]),
     "inactive adapters merged too": (
-        lora, "if self.active else weight", "if True else weight", [checks.lora_inactive_is_not_merged]),
+        lora, "layers = chosen(kind, factors)", "layers = [(layer, 1.0) for layer in adapters(kind)]",
+        [checks.lora_inactive_is_not_merged]),
+    "rsLoRA's scaling without the root": (
+        lora, "self.lora_alpha / math.sqrt(self.r) if", "self.lora_alpha / self.r if", [checks.lora_is_its_equation]),
+    "lengths without scaling": (
+        dora, "v = (self.scaling * params[b_name])", "v = params[b_name]", [dora_equation]),
+    "DoRA without lengths": (
+        dora, "g = _divided(params[m_name], length, 1)", "g = params[m_name]", [dora_equation, dora_gradients]),
+    "squared lengths": (dora, "return np.sqrt(np.einsum", "return np.abs(np.einsum", [dora_equation]),
+    "lengths of the base alone": (
+        dora, "v = self.direction(params, name, ops)[1]", "v = self.direction(params, name, ops)[0]", [dora_equation]),
+    "lengths start at one": (
+        dora, "self.lengths({**params, **own}, name, ops).astype(np.float32)", "np.ones(shape[0], np.float32)",
+        [dora_checks.dora_starts_as_the_base]),
+    "the length's gradient not divided": (dora, "dm = _divided(dg, length, 0)", "dm = dg", [dora_gradients]),
+    "gradients not scaled by g": (dora, "dtotal = dout * g", "dtotal = dout * 1", [dora_gradients]),
+    "g applied to the low-rank part alone": (
+        dora, "if self.base.is_adapter else g * total", "if self.base.is_adapter else plain + g * (total - plain)",
+        [dora_equation, dora_gradients]),
+    "inner adapters scaled too": (
+        dora, "out = out - plain + g * total if", "out = g * (total + out - plain) if", [dora_over_lora_gradients]),
+    "gradient of the base below inner adapters forgotten": (
+        dora, "dx += dx_core", "dx += 0 * dx_core", [dora_over_lora_gradients]),
+    "stacked without scaling": (
+        lora_several, "factor * layer.scaling * params.pop", "factor * params.pop", [stacking]),
+    "stacked without weights": (
+        lora_several, "factor * layer.scaling * params.pop", "layer.scaling * params.pop", [stacking]),
+    "stacked with the rank's scaling again": (
+        lora_several, "r=r, lora_alpha=r, adapter", "r=r, lora_alpha=1, adapter", [stacking]),
+    "factors stacked in different order": (
+        lora_several, "side_b.append(", "side_b.insert(0, ", [stacking]),
     "merged without scaling": (
         lora, "(self.scaling * params[b_name]) @", "params[b_name] @", [checks.lora_merged_equals_unmerged]),
     "threshold removes all ties": (

@@ -1,0 +1,65 @@
+"""What a product with one weight matrix needs in memory beside its output, for every linear kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minedge.compress.compositions import core
+from minedge.model.linears import LinearKind
+
+__all__ = ["F", "Need", "need_of"]
+
+F = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class Need:
+    """keeps_input: its cache holds x; kept: other bytes in it; forward, backward: bytes used during the call."""
+
+    keeps_input: bool
+    kept: int
+    forward: int
+    backward: int
+
+
+def _dense(kind: Any, rows: int, out: int, width: int) -> Need:
+    return Need(True, 0, 0, 0)
+
+
+def _unpacked(kind: Any, rows: int, out: int, width: int) -> Need:
+    """A frozen matrix whose dense form is made for the product and dropped after it."""
+    return Need(False, 0, F * out * width, F * out * width)
+
+
+def _masked(kind: Any, rows: int, out: int, width: int) -> Need:
+    """Unpacked too, but trained: in backward the gradient stands twice for a moment, before and after the mask."""
+    return Need(True, 0, F * out * width, 2 * F * out * width)
+
+
+def _lora(kind: Any, rows: int, out: int, width: int) -> Need:
+    """x A^T is kept; B's product stands beside the base's output, and A's input gradient beside the base's."""
+    base = need_of(kind.base, rows, out, width)
+    if not kind.active:
+        return base
+    r = F * rows * kind.r
+    return Need(True, base.kept + r, max(base.forward, F * rows * out), max(base.backward, F * rows * width + 2 * r))
+
+
+def _dora(kind: Any, rows: int, out: int, width: int) -> Need:
+    """LoRA's, the product before its rows are scaled, and W and V in dense form while lengths are taken."""
+    lora, y = _lora(kind, rows, out, width), F * rows * out
+    if not kind.active:
+        return lora
+    made = F * out * width * (1 if core(kind).kind == "dense" else 2)
+    return Need(True, lora.kept + y, y + max(lora.forward, made), lora.backward + y)
+
+
+_NEEDS: dict[str, Callable[[Any, int, int, int], Need]] = {
+    "dense": _dense, "lora": _lora, "dora": _dora, "masked": _masked,
+}  # fmt: skip
+
+
+def need_of(kind: LinearKind, rows: int, out: int, width: int) -> Need:
+    return _NEEDS.get(kind.kind, _unpacked)(kind, rows, out, width)
