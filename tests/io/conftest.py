@@ -1,4 +1,4 @@
-"""Shared by the tests of files: a marker for tests that need outside data, and a way to run code that gets killed."""
+"""Shared by the tests of files: a way to run code that gets killed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import sys
 from collections.abc import Callable
 
 import pytest
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "data: needs the folder named by MINEDGE_DATA; skipped, saying so, without it")
 
 
 @pytest.fixture

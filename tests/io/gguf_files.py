@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BAD", "GGUF", "good", "string", "u32", "u64"]
+__all__ = ["BAD", "GGUF", "HEADER_RULES", "good", "string", "u32", "u64"]
 
 U8, I32, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 5, 4, 6, 7, 8, 9, 10
 MAX64 = (1 << 64) - 1
@@ -315,3 +315,6 @@ BAD: dict[str, Callable[[], GGUF | bytes]] = {
     "merge of unknown tokens": lambda: _gpt2(["a z"]),
     "merge into an unknown token": lambda: _gpt2(["b a"]),
 }  # fmt: skip
+
+# Those that break a rule of the file format itself, whatever is in it: the header's reader has to refuse them.
+HEADER_RULES = tuple(BAD)[: tuple(BAD).index("no architecture")]

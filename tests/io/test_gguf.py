@@ -324,10 +324,20 @@ TEXTS = [
 
 
 def _byte_level(pre: Any) -> Tokenizer:
-    tokenizer = Tokenizer.train_bpe(["Once upon a time there were small texts, weren't there? " * 20], 284)
-    if pre is not None:
-        tokenizer.backend.pre_tokenizer = pre
-    return tokenizer
+    """A tokenizer with joins across digits, words and spaces, so that it matters where `pre` cuts."""
+    import tokenizers as hf
+
+    backend = hf.Tokenizer(hf.models.BPE())
+    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=284, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    pieces = ["'LL", "we're", "12", "123", "1234", "  x", " x", "\n\n x", "of,", " 1", "  of"]
+    backend.train_from_iterator([piece for piece in pieces for _ in range(9)], trainer)
+    backend.pre_tokenizer = pre
+    return Tokenizer(backend)
 
 
 def _pre_tokenizers() -> dict[str, Any]:
@@ -337,7 +347,7 @@ def _pre_tokenizers() -> dict[str, Any]:
     plain = words.ByteLevel(add_prefix_space=False, use_regex=False)
     cuts = {name: words.Split(hf.Regex(regex), "isolated") for name, regex in gguf_tokenizer._REGEX.items()}
     return {
-        "smollm": None,
+        "smollm": words.Sequence([words.Digits(individual_digits=True), words.ByteLevel(add_prefix_space=False)]),
         "gpt-2": words.ByteLevel(add_prefix_space=False),
         **{name: words.Sequence([cut, plain]) for name, cut in cuts.items()},
     }
@@ -345,11 +355,13 @@ def _pre_tokenizers() -> dict[str, Any]:
 
 @pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2"])
 def test_byte_level_tokenizers_come_back(pre: str, tmp_path: Path) -> None:
-    tokenizer = _byte_level(_pre_tokenizers()[pre])
+    every = {name: _byte_level(cut) for name, cut in _pre_tokenizers().items()}
+    assert len({tuple(t.encode("we're x 1234  of'LL\n\n x")) for t in every.values()}) == len(every)
+    tokenizer = every[pre]
     _model(tokenizer=tokenizer, bos_token_id=0, eos_token_id=0).save_gguf(tmp_path / "m.gguf")
     assert oracle.GGUFReader(tmp_path / "m.gguf").fields["tokenizer.ggml.pre"].contents() == pre
     back = _load(tmp_path / "m.gguf").tokenizer
-    for text in TEXTS:
+    for text in [*TEXTS, "we're x 1234  of'LL\n\n x"]:
         assert back.encode(text) == tokenizer.encode(text), text
         assert back.decode(back.encode(text)) == tokenizer.decode(tokenizer.encode(text))
     assert (back.eos_id, back.bos_id, back.eos_token) == (0, 0, "<|endoftext|>")
