@@ -128,10 +128,10 @@ def torch_step(shape):
 
 
 def worker(name, shape):
-    """Answers each line "n" on stdin with the seconds n steps took; the first answer is the losses of three steps."""
+    """Says the losses of two steps, before and after an update; then answers each line "n" with the time n steps took."""
     step = torch_step(shape) if name == "torch" else minedge_step(shape, name)
-    print(json.dumps([step(i) for i in range(3)]), flush=True)
-    i = 3
+    print(json.dumps([step(i) for i in range(2)]), flush=True)
+    i = 2
     for line in sys.stdin:
         begun, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
