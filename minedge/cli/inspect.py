@@ -202,9 +202,14 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _gguf(path: Path) -> dict[str, Any]:
-    from minedge.io.gguf import GGUFFile
+    from minedge.io.gguf import GGUFFile, read_config
 
     with GGUFFile(path) as file:
+        try:
+            c = read_config(file)
+            loads = f"{c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, vocabulary {c.vocab_size:,}"
+        except MinedgeFormatError as error:
+            loads = f"cannot be loaded: {str(error).removeprefix(f'{path}: ')}"
         get, tokens = file.get, file.header.metadata.get("tokenizer.ggml.tokens")
         tensors = [
             {"name": name, "dtype": info.type.name, "shape": list(info.shape), "bytes": info.nbytes}
@@ -215,6 +220,7 @@ def _gguf(path: Path) -> dict[str, Any]:
             "what": f"GGUF file, version {file.header.version}",
             "architecture": get("general.architecture", str) or "not named",
             "name": get("general.name", str) or "none",
+            "as_a_model": loads,
             "metadata_keys": len(file.header.metadata),
             "tokenizer": get("tokenizer.ggml.model", str) or "none",
             "tokens": getattr(tokens, "count", 0),

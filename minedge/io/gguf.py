@@ -26,7 +26,7 @@ from minedge.io.jsonfile import open_regular
 from minedge.model.linears import LinearKind, dense_kind, kind_from_dict
 from minedge.model.shapes import linear_shapes, param_shapes
 
-__all__ = ["GGUFFile", "read_model"]
+__all__ = ["GGUFFile", "read_config", "read_model"]
 
 _CHUNK = 4 << 20  # bytes
 Rows = NDArray[np.int64]
@@ -158,10 +158,7 @@ def read_model(
     warns once where quantized tensors become float32.
     """
     with GGUFFile(path) as file:
-        shapes = {name: info.shape for name, info in file.header.tensors.items()}
-        rope = file.read(ROPE_FREQS) if len(shapes.get(ROPE_FREQS, ())) == 1 else None
-        config = config_from_metadata(file.get, shapes, rope, file.path)
-        _check_tensors(file, config)
+        config = read_config(file)
         int4 = kind_from_dict({"kind": "int4", "group_size": 32})
         linears: dict[str, LinearKind] = {}
         params: dict[str, np.ndarray] = {}
@@ -181,6 +178,15 @@ def read_model(
         _warn_of_widened(file, {gguf_name(config, f"{m}.weight") for m, kind in linears.items() if kind == int4})
         tokenizer = read_tokenizer(file, config.vocab_size)
     return config, {key: params[key] for key in param_shapes(config, linears)}, linears, tokenizer
+
+
+def read_config(file: GGUFFile) -> Config:
+    """The Config of an open file, once it is certain that it holds this model's tensors and minedge can read them."""
+    shapes = {name: info.shape for name, info in file.header.tensors.items()}
+    rope = file.read(ROPE_FREQS) if len(shapes.get(ROPE_FREQS, ())) == 1 else None
+    config = config_from_metadata(file.get, shapes, rope, file.path)
+    _check_tensors(file, config)
+    return config
 
 
 def _check_tensors(file: GGUFFile, config: Config) -> None:

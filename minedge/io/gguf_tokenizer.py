@@ -40,8 +40,11 @@ def read_tokenizer(file: Any, vocab_size: int) -> Tokenizer | None:
     if kind is None or kind in ("no_vocab", "none"):
         return None
     where, prefix = file.path, "tokenizer.ggml."
-    pre = file.get(prefix + "pre", str) or "default"
-    pre = _SAME.get(pre, pre)
+    pre = file.get(prefix + "pre", str)
+    if pre is None and kind == "gpt2":
+        text = f"{where}: key 'tokenizer.ggml.pre' is missing; words are cut as GPT-2 cuts them"
+        warnings.warn(text, UserWarning, stacklevel=5)
+    pre = _SAME.get(pre or "default", pre)
     if kind not in ("gpt2", "llama") or (kind == "gpt2" and pre not in ("gpt-2", "smollm", *_REGEX)):
         what = f"tokenizer of type {kind!r}" if kind not in ("gpt2", "llama") else f"tokenizer.ggml.pre {pre!r}"
         warnings.warn(f"{where}: {what} is not known; the model comes without a tokenizer", UserWarning, stacklevel=5)

@@ -44,6 +44,17 @@ def test_four_bits_stay_four_bits(home, cli):
     assert cli("quantize", "-m", "q.gguf", "--out", "qq").code == 0
 
 
+def test_inspect_says_why_a_good_file_is_no_model(home, cli):
+    from tests.io.gguf_files import good
+
+    Path("odd.gguf").write_bytes(good().set("general.architecture", 8, "mamba").build())
+    Path("fine.gguf").write_bytes(good().build())
+    report = json.loads(cli("inspect", "odd.gguf", "--json").out)
+    assert report["as_a_model"].startswith("cannot be loaded: key 'general.architecture': expected llama")
+    assert "1 layers, 32 wide, 2 heads, vocabulary 8" in cli("inspect", "fine.gguf").out
+    assert cli("convert", "odd.gguf", "o").code == 3
+
+
 def test_refusals_name_the_argument(home, cli):
     for words, says in (
         (("tiny", "o", "--to", "hf", "--type", "q4_0"), "--type: expected one of f32, f16 for --to hf"),

@@ -439,6 +439,12 @@ def test_a_model_with_an_unknown_tokenizer_comes_without(tmp_path: Path) -> None
             assert minedge.load(tmp_path / "m.gguf", backend="numpy").tokenizer is None
 
 
+def test_a_file_that_does_not_say_how_words_are_cut_is_read_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(good().set("tokenizer.ggml.model", 8, "gpt2").build())
+    with pytest.warns(UserWarning, match=r"'tokenizer\.ggml\.pre' is missing; words are cut as GPT-2"):
+        assert minedge.load(tmp_path / "m.gguf", backend="numpy").tokenizer.token_id("ab") == 6
+
+
 def test_a_stored_key_may_have_any_type(tmp_path: Path) -> None:
     file = good()
     for code, value in enumerate((b"\1", b"\1", b"\1\0", b"\1\0", bytes(4), bytes(4), struct.pack("<f", 1), b"\1")):
