@@ -128,7 +128,7 @@ def torch_step(shape):
 
 
 def worker(name, shape):
-    """Says the losses of two steps, before and after an update; then answers each line "n" with the time n steps took."""
+    """Says the losses of two steps, before and after an update; then answers each line "n" with the time of n steps."""
     step = torch_step(shape) if name == "torch" else minedge_step(shape, name)
     print(json.dumps([step(i) for i in range(2)]), flush=True)
     i = 2
