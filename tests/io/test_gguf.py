@@ -293,7 +293,13 @@ def test_llama3_scaling_is_found_without_our_own_key(tmp_path: Path) -> None:
     data = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "other.gguf").write_bytes(data.replace(b"minedge.rope_scaling", b"another.rope_scaling"))
     assert dict(_load(tmp_path / "other.gguf").config.rope_scaling or ()) == dict(scaling)
-    assert rope_factors(model.config)[0] == 1 and rope_factors(model.config)[-1] == pytest.approx(32)
+    expected = []
+    for frequency in 5e5 ** (-np.arange(0, 64, 2) / 64):  # wavelength by wavelength, as converters do it
+        turns = 8192 * frequency / (2 * np.pi)
+        smooth = (turns - 1) / 3
+        expected.append(1 if turns > 4 else 32 if turns < 1 else 1 / ((1 - smooth) / 32 + smooth))
+    assert np.allclose(rope_factors(model.config), expected, rtol=1e-6)
+    assert {1.0, 32.0} < set(expected) and len(set(expected)) > 4
 
 
 def test_metadata_has_what_llama_cpp_asks_for(tmp_path: Path) -> None:
