@@ -1,4 +1,4 @@
-/* Public functions of noise, int4 and masks. */
+/* Public functions of noise, int4, nf4 and masks. */
 #include "internal.h"
 #include <stddef.h>
 #include <string.h>
@@ -54,6 +54,18 @@ void me_int4_int8_partials(int isa, int32_t *partials, const int32_t *xsums, con
                            int64_t out, int64_t in) {
     struct me_int4_int8 a = {NULL, partials, xq, xsums, NULL, qweight, NULL, 32, N, out, in};
     RUN(int4_int8_partials, out, 1, N * in / 4);
+}
+
+void me_nf4_quantize(int isa, uint8_t *qweight, float *absmax, const float *weight, const float *midpoints, int64_t block,
+                     int64_t out, int64_t in) {
+    struct me_nf4 a = {.q_out = qweight, .s_out = absmax, .w = weight, .table = midpoints, .block = block, .in = in};
+    RUN(nf4_quantize, out, 1, 12 * in);
+}
+
+void me_nf4_dequantize(int isa, float *weight, const uint8_t *qweight, const float *absmax, const float *codebook, int64_t block,
+                       int64_t out, int64_t in) {
+    struct me_nf4 a = {.w_out = weight, .q = qweight, .s = absmax, .table = codebook, .block = block, .in = in};
+    RUN(nf4_dequantize, out, 1, 2 * in);
 }
 
 void me_mask_apply(int isa, float *out, const float *weight, const uint8_t *bits, int64_t n) {

@@ -47,6 +47,7 @@ struct me_adamw {
 struct me_sum_squares { double *terms; const float *x; int64_t n; };
 struct me_noise { float *out; const float *weight; float decay, scale; uint32_t key0, key1, step, sample, tensor; int64_t start, n; };
 struct me_int4 { uint8_t *q_out; uint16_t *s_out; float *w_out; const uint8_t *q; const uint16_t *s; const float *w; int64_t group, in; };
+struct me_nf4 { uint8_t *q_out; float *s_out, *w_out; const uint8_t *q; const float *s, *w, *table; int64_t block, in; };
 struct me_int8 { int8_t *xq; float *xscales; const float *x; int64_t in; };
 struct me_int4_int8 {
     float *y;
@@ -77,6 +78,7 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(normal) X(perturb) \
     X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_linear) X(int4_int8_partials) \
+    X(nf4_quantize) X(nf4_dequantize) \
     X(mask_apply)
 
 struct me_table {

@@ -84,6 +84,12 @@ void me_int4_int8_linear(int isa, float *y, const int32_t *xsums, const int8_t *
 void me_int4_int8_partials(int isa, int32_t *partials, const int32_t *xsums, const int8_t *xq, const uint8_t *qweight, int64_t N, int64_t out,
                            int64_t in);
 
+/* NF4. midpoints: 15 floats between the 16 of the codebook; in a multiple of block, block of 16 */
+void me_nf4_quantize(int isa, uint8_t *qweight, float *absmax, const float *weight, const float *midpoints, int64_t block,
+                     int64_t out, int64_t in);
+void me_nf4_dequantize(int isa, float *weight, const uint8_t *qweight, const float *absmax, const float *codebook, int64_t block,
+                       int64_t out, int64_t in);
+
 /* Masks: bit i % 8 of byte i / 8 says whether entry i is kept. out may be weight. */
 void me_mask_apply(int isa, float *out, const float *weight, const uint8_t *bits, int64_t n);
 /* number of ones in the first n bits */

@@ -15,18 +15,16 @@ Legend: in/out the matrix's widths, weights (out, in), G = in / group_size group
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minedge.compress.compositions import check_applies, core, with_core
+from minedge.compress.packing import pack_linears
 from minedge.errors import UsageError
 from minedge.model.linears import LinearKind, Params, Shapes, register
 from minedge.model.model import Model
-from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops
 
 __all__ = ["GROUP_SIZES", "Int4", "int4", "mse_quantize"]
@@ -107,8 +105,7 @@ def int4(model: M, group_size: int = 32, embeddings: bool = False, scale: str = 
                 other)
     scale       "max": GGML's rule; "mse": the scale with the smallest squared error, same format, slower to find
     strict      refuse a model that has a matrix whose width the group does not divide; otherwise such a matrix stays
-                as it is and
-                one warning lists them
+                as it is and one warning lists them
 
     Adapters stay on top: LoRA(Dense) becomes LoRA(Int4). A pruned matrix becomes Int4 whose pruned weights still read
     as exactly 0. Trainable names stay, less the arrays that are gone: norms, biases and adapters can still be
@@ -118,31 +115,15 @@ def int4(model: M, group_size: int = 32, embeddings: bool = False, scale: str = 
     kind = Int4(group_size)
     if scale not in ("max", "mse"):
         raise UsageError(f'scale: expected "max" or "mse", got {scale!r}')
-    skip = () if embeddings else (model.config.arch.embed,)
-    shapes = {name: shape for name, shape in linear_shapes(model.config).items() if name not in skip}
-    odd = [name for name, (_, width) in shapes.items() if width % group_size]
-    if odd:
-        widths = sorted({shapes[name][1] for name in odd})
-        message = f"group_size {group_size} does not divide width {', '.join(map(str, widths))} of {', '.join(odd)}"
-        if strict:
-            raise UsageError(f"{message}; choose another group size or leave strict off to keep them as they are")
-        warnings.warn(f"{message}: left as they are", UserWarning, stacklevel=2)
 
-    ops, params, linears = model.ops, dict(model.params), dict(model.linears)
-    for name, shape in shapes.items():
-        inside = core(linears[name])
-        if name in odd or inside == kind:
-            continue
-        check_applies("int4", inside, name)
-        weight = inside.dense(params, name, ops)
-        made = kind.pack(name, weight, ops)
-        if scale == "mse":
-            made = kind._named(name, *mse_quantize(weight, group_size, ops))
-        for key in inside.shapes(name, *shape):
-            del params[key]
-        params.update(made)
-        linears[name] = with_core(linears[name], kind)
-    return model.with_params(params, linears)
+    def pack(name: str, weight: Array, ops: Ops) -> dict[str, Array]:
+        return (
+            kind._named(name, *mse_quantize(weight, group_size, ops))
+            if scale == "mse"
+            else kind.pack(name, weight, ops)
+        )
+
+    return pack_linears(model, kind, "group_size", embeddings, strict, pack)
 
 
 def mse_quantize(weight: Array, group_size: int, ops: Ops) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:

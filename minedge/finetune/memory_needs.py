@@ -8,6 +8,7 @@ from typing import Any
 
 from minedge.compress.compositions import core
 from minedge.model.linears import LinearKind
+from minedge.ops.numpy_ops.nf4 import TILE
 
 __all__ = ["F", "Need", "need_of"]
 
@@ -56,8 +57,17 @@ def _dora(kind: Any, rows: int, out: int, width: int) -> Need:
     return Need(True, lora.kept + y, y + max(lora.forward, made), lora.backward + y)
 
 
+def _nf4(kind: Any, rows: int, out: int, width: int) -> Need:
+    """Some rows dense at a time, their part of the result beside it; the scales, kept in float32 for backward."""
+    tile = min(out * width, max(TILE, width))
+    part = tile // max(1, width)
+    absmax = F * (out * width // kind.block_size) if kind.double_quant else 0
+    more = 0 if part == out else F * rows
+    return Need(False, absmax, absmax + F * tile + more * part, F * tile + more * width)
+
+
 _NEEDS: dict[str, Callable[[Any, int, int, int], Need]] = {
-    "dense": _dense, "lora": _lora, "dora": _dora, "masked": _masked,
+    "dense": _dense, "lora": _lora, "dora": _dora, "masked": _masked, "nf4": _nf4,
 }  # fmt: skip
 
 

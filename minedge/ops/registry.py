@@ -22,12 +22,16 @@ _LOSS = ("cross_entropy_forward", "cross_entropy_backward")
 _OPTIM = ("adamw_", "sum_squares")
 _NOISE = ("normal", "perturb", "perturb_")
 _INT4 = ("int4_quantize", "int4_dequantize", "int8_quantize", "int4_int8_partials", "int4_int8_linear")
+_NF4 = ("nf4_quantize", "nf4_dequantize")
+_ABSMAX = ("absmax_quantize", "absmax_dequantize")
 _MASKS = ("mask_apply", "mask_apply_", "sparse_pack", "sparse_unpack")
-_PRODUCTS = ("linear_forward", "linear_backward", "int4_linear_forward", "int4_linear_backward")
+_PRODUCTS = tuple(f"{weight}linear_{way}" for weight in ("", "int4_", "nf4_") for way in ("forward", "backward"))
 
 OPS: dict[str, dict[str, str]] = {
     name: {"numpy": "native", "numba": "native", "c": "native"}
-    for name in (*_LAYERS, *_ATTENTION, *_LOSS, *_OPTIM, *_NOISE, *_INT4, *_MASKS)
+    for name in (*_LAYERS, *_ATTENTION, *_LOSS, *_OPTIM, *_NOISE, *_INT4, *_NF4, *_MASKS)
 }
 # Float matrix products: the numba tier leaves them to NumPy's BLAS, which is native code already.
 OPS.update({name: {"numpy": "native", "numba": "blas", "c": "native"} for name in _PRODUCTS})
+# NF4's block scales are one number for 64 weights: NumPy is fast enough for them everywhere.
+OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in _ABSMAX})

@@ -36,6 +36,11 @@ def _packed(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     return qweight, rng.standard_normal((rows, blocks)).astype(np.float16)
 
 
+def _nf4(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, blocks = n % 5 + 1, n // 3 + 1
+    return rng.integers(0, 256, (rows, blocks * 16), dtype=np.uint8), _positive(rng, rows, blocks)
+
+
 def _bits(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.packbits(rng.random(n) < 0.5, bitorder="little")
 
@@ -91,6 +96,10 @@ CASES: dict[str, Case] = {
         r.integers(-128, 128, (n % 7 + 1, 32 * (n // 3 + 1)), dtype=np.int8),
         _packed(r, n)[0],
     ),
+    "nf4_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)), 32),
+    "nf4_dequantize": lambda r, n: (*_nf4(r, n), 32),
+    "nf4_linear_forward": lambda r, n: (_f(r, 2, 32 * (n // 3 + 1)), *_nf4(r, n), 32),
+    "nf4_linear_backward": lambda r, n: (_f(r, 2, n % 5 + 1), (*_nf4(r, n), 32)),
     "mask_apply": lambda r, n: (_f(r, n), _bits(r, n)),
     "mask_apply_": lambda r, n: (_f(r, n), _bits(r, n)),
     "sparse_pack": lambda r, n: (_f(r, n), _bits(r, n)),

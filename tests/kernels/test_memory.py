@@ -13,12 +13,12 @@ from tests.kernels.cases import CASES, ISAS, bits_of, outputs
 from tests.kernels.guarded import GuardedNumpy, guarded_copy
 from tests.python import PYTHON
 
-FILES = ("layers", "attention", "loss", "optim", "noise", "int4", "masks")
+FILES = ("layers", "attention", "loss", "optim", "noise", "int4", "nf4", "masks")
 SIZES = [*range(1, 35), 63, 64, 65, 100, 127, 128, 129, 300]
 
 
 def test_every_op_has_a_case():
-    assert set(CASES) == set(OPS)
+    assert set(CASES) == {op for op, tiers in OPS.items() if tiers["c"] != "numpy"}
 
 
 def _run(name: str, isa: str, n: int, at_end: bool, poison: int, monkeypatch: pytest.MonkeyPatch) -> bytes:

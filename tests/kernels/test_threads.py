@@ -52,6 +52,10 @@ def big(name: str) -> tuple:
                                        rng.integers(0, 256, (300, 128), dtype=np.uint8)),
         "int4_quantize": lambda: (f(300, 256), 32),
         "int8_quantize": lambda: (f(300, 256),),
+        "nf4_quantize": lambda: (f(300, 256), 32),
+        "nf4_dequantize": lambda: (rng.integers(0, 256, (300, 128), dtype=np.uint8), np.abs(f(300, 8)), 32),
+        "nf4_linear_forward": lambda: (f(200, 256), *big("nf4_dequantize")),
+        "nf4_linear_backward": lambda: (f(200, 300), big("nf4_dequantize")),
     }  # fmt: skip
     return shapes[name]() if name in shapes else CASES[name](rng, 100_000)
 

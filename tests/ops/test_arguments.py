@@ -17,6 +17,7 @@ def _calls(ops, dtype=np.float32):
     f = lambda *shape: rng.standard_normal(shape).astype(dtype)  # noqa: E731
     ids = rng.integers(0, 9, (2, 3))
     packed, scales = ops.int4_quantize(f(5, 64).astype(np.float32), 32)
+    codes, absmax = ops.nf4_quantize(f(5, 64).astype(np.float32), 32)
     bits = np.packbits(rng.random(15) < 0.5, bitorder="little")
     calls = {
         "embedding": ((ids, f(9, 4)), f(2, 3, 4)),
@@ -30,6 +31,7 @@ def _calls(ops, dtype=np.float32):
         "attention": ((f(2, 3, 4, 6), f(2, 3, 2, 6), f(2, 3, 2, 6)), f(2, 3, 4, 6)),
         "cross_entropy": ((f(6, 9), rng.integers(0, 9, 6), np.abs(f(6))), 0.5),
         "int4_linear": ((f(2, 3, 64), packed, scales, 32), f(2, 3, 5)),
+        "nf4_linear": ((f(2, 3, 64), codes, absmax, 32), f(2, 3, 5)),
     }
     plain = {
         "int8_quantize": (f(2, 64),),
@@ -160,6 +162,10 @@ def test_wrong_shapes_are_errors_not_memory(backend):
         lambda: ops.int4_quantize(f(4, 48), 32),
         lambda: ops.int4_dequantize(packed, scales[:, :1], 32),
         lambda: ops.int4_int8_linear(f(1, 32), packed, scales, 32),
+        lambda: ops.nf4_quantize(f(4, 48), 32),
+        lambda: ops.nf4_quantize(f(4, 48), 24),
+        lambda: ops.nf4_dequantize(packed, f(4, 1), 32),
+        lambda: ops.nf4_linear_forward(f(1, 32), packed, f(4, 2), 32),
         lambda: ops.mask_apply(f(3, 5), np.zeros(1, np.uint8)),
         lambda: ops.sparse_unpack(f(3), np.array([1], np.uint8), (8,)),
     ):

@@ -27,6 +27,7 @@ def _cases(rng):
     angle = normal(T, half)
     weights = rng.random(T)
     packed, scales = ops.int4_quantize(normal(H, 64), 32)
+    codes, absmax = ops.nf4_quantize(normal(H, 64), 32)
     return {
         "embedding": (ops.embedding_forward, ops.embedding_backward, (ids, normal(V, C)), ["weight"]),
         "linear": (ops.linear_forward, ops.linear_backward, (normal(B, T, C), normal(V, C)), None),
@@ -60,6 +61,7 @@ def _cases(rng):
             (normal(B, T, 64), packed, scales, 32),
             ["x"],
         ),
+        "nf4_linear": (ops.nf4_linear_forward, ops.nf4_linear_backward, (normal(B, T, 64), codes, absmax, 32), ["x"]),
     }
 
 

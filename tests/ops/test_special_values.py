@@ -122,3 +122,14 @@ def test_masked_places_become_plus_zero_whatever_they_held(backend):
     weight = np.array([NAN, -INF, -0.0, TINY, -1.0, NAN, -0.0, TINY], F)
     got = ops.mask_apply(weight, np.array([0b11100000], np.uint8))
     assert got.tobytes() == np.array([0, 0, 0, 0, 0, NAN, -0.0, TINY], F).tobytes()
+
+
+def test_nf4_of_nan_and_infinity(backend):
+    """The block's absmax says so (a model with one is refused); nothing raises, and every tier gives the same bytes."""
+    ops = minedge.ops.get(backend)
+    x = np.linspace(-1, 1, 3 * 32, dtype=F).reshape(3, 32)
+    x[0, 3], x[1, 3], x[2, 3] = NAN, INF, -INF
+    (q, a), (want_q, want_a) = ops.nf4_quantize(x, 32), minedge.ops.get("numpy").nf4_quantize(x, 32)
+    _same(q, want_q)
+    _same(a, want_a)
+    assert np.isnan(want_a[0, 0]) and (want_a[1:] == INF).all()

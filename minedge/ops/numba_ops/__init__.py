@@ -30,6 +30,12 @@ from minedge.ops.numba_ops.layers import (
 )
 from minedge.ops.numba_ops.loss import cross_entropy_backward, cross_entropy_forward
 from minedge.ops.numba_ops.masks import mask_apply, mask_apply_, sparse_pack, sparse_unpack
+from minedge.ops.numba_ops.nf4 import (
+    nf4_dequantize,
+    nf4_linear_backward,
+    nf4_linear_forward,
+    nf4_quantize,
+)
 from minedge.ops.numba_ops.noise import normal, perturb, perturb_
 from minedge.ops.numba_ops.optim import adamw_, sum_squares
 
@@ -58,6 +64,10 @@ __all__ = [
     "linear_forward",
     "mask_apply",
     "mask_apply_",
+    "nf4_dequantize",
+    "nf4_linear_backward",
+    "nf4_linear_forward",
+    "nf4_quantize",
     "normal",
     "perturb",
     "perturb_",

@@ -30,10 +30,20 @@ from minedge.ops.numpy_ops.layers import (
 )
 from minedge.ops.numpy_ops.loss import cross_entropy_backward, cross_entropy_forward
 from minedge.ops.numpy_ops.masks import mask_apply, mask_apply_, sparse_pack, sparse_unpack
+from minedge.ops.numpy_ops.nf4 import (
+    absmax_dequantize,
+    absmax_quantize,
+    nf4_dequantize,
+    nf4_linear_backward,
+    nf4_linear_forward,
+    nf4_quantize,
+)
 from minedge.ops.numpy_ops.noise import normal, perturb, perturb_
 from minedge.ops.numpy_ops.optim import adamw_, sum_squares
 
 __all__ = [
+    "absmax_dequantize",
+    "absmax_quantize",
     "adamw_",
     "attention_backward",
     "attention_forward",
@@ -58,6 +68,10 @@ __all__ = [
     "linear_forward",
     "mask_apply",
     "mask_apply_",
+    "nf4_dequantize",
+    "nf4_linear_backward",
+    "nf4_linear_forward",
+    "nf4_quantize",
     "normal",
     "perturb",
     "perturb_",

@@ -22,6 +22,7 @@ from op_checks.layers import (
     check_rotary,
     check_swiglu,
 )
+from op_checks.nf4 import check_absmax, check_nf4_linear, check_nf4_quantize
 from op_checks.training import check_adamw, check_cross_entropy, check_masks, check_noise, check_sum_squares
 
 __all__ = ["CHECKS", "RATIOS", "Check", "Cross"]
@@ -168,6 +169,24 @@ CHECKS: dict[str, Check] = {
         dict(N=_FEW, groups=_SMALL, M=st.sampled_from([1, 2, 7, 8, 9]), group_size=_GROUP),
         ("int8_quantize", "int4_int8_linear"),
         dict(N=3, groups=2, M=9, group_size=64),
+    ),
+    "nf4_quantize": Check(
+        check_nf4_quantize,
+        dict(rows=_FEW, blocks=_SMALL, block=_GROUP),
+        ("nf4_quantize", "nf4_dequantize"),
+        dict(rows=3, blocks=2, block=64),
+    ),
+    "nf4_linear": Check(
+        check_nf4_linear,
+        dict(N=_ROWS, blocks=_SMALL, M=st.sampled_from([1, 2, 7, 8, 9]), block=_GROUP),
+        ("nf4_linear_forward", "nf4_linear_backward"),
+        dict(N=5, blocks=2, M=9, block=64),
+    ),
+    "absmax": Check(
+        check_absmax,
+        dict(n=st.sampled_from([1, 2, 85, 86, 171, 500])),
+        ("absmax_quantize", "absmax_dequantize"),
+        dict(n=171),
     ),
     "partials": Check(
         check_partials,

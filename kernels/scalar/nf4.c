@@ -1,0 +1,55 @@
+/* NF4: quantize and dequantize blocks of 16 k weights; byte j = code 2j << 4 | code 2j + 1. numpy_ops/nf4.py is the rule.
+ *
+ * Codebook and midpoints come from there too: there is one place that says what they are. What differs between the
+ * instruction sets is read_block, which avx2/nf4.c replaces. */
+#ifndef ME_ISA
+#include "isa.h"
+#endif
+#include "../internal.h"
+#include "../vec.h"
+
+/* absmax = max|x| (NaN if there is one); code = number of midpoints below x / absmax, 15 where that is not a number */
+ME_KERNEL(nf4_quantize) {
+    const struct me_nf4 *a = args;
+    int64_t block = a->block, blocks = a->in / block;
+    for (int64_t b = begin * blocks; b < end * blocks; b++) {
+        const float *x = a->w + b * block;
+        uint8_t *q = a->q_out + b * block / 2;
+        vf top = v_set(0), sum = v_set(0);
+        for (int64_t j = 0; j < block; j += LANES) {
+            vf magnitude = (vf)((vi)v_load(x + j) & v_seti(INT32_MAX));
+            top = v_max(top, magnitude);
+            sum += magnitude;
+        }
+        float absmax = v_largest(top), total = v_sum(sum);
+        if (total != total) absmax = total;  /* a NaN may get lost in a maximum, never in a sum of magnitudes */
+        float inverse = 1.0f / (absmax < 1e-38f ? 1e-38f : absmax);
+        a->s_out[b] = absmax;
+        for (int64_t j = 0; j < block; j += LANES) {
+            vf scaled = v_load(x + j) * v_set(inverse);
+            vi code = v_seti(15);
+            for (int k = 0; k < 15; k++) code += (vi)(scaled <= v_set(a->table[k]));  /* true is -1 */
+            for (int l = 0; l < LANES; l += 2) q[(j + l) / 2] = (uint8_t)(code[l] << 4 | code[l + 1]);
+        }
+    }
+}
+
+#ifndef ME_NF4_READ
+/* w[2j] = value[q[j] >> 4], w[2j + 1] = value[q[j] & 15] for n bytes; value = table * scale, once for the block */
+INLINE void read_block(float *w, const uint8_t *q, const float *table, float scale, int64_t n) {
+    float value[16];
+    for (int k = 0; k < 16; k++) value[k] = table[k] * scale;
+    for (int64_t j = 0; j < n; j++) {
+        w[2 * j] = value[q[j] >> 4];
+        w[2 * j + 1] = value[q[j] & 15];
+    }
+}
+#endif
+
+/* weight = absmax * codebook[code] */
+ME_KERNEL(nf4_dequantize) {
+    const struct me_nf4 *a = args;
+    int64_t block = a->block, blocks = a->in / block;
+    for (int64_t b = begin * blocks; b < end * blocks; b++)
+        read_block(a->w_out + b * block, a->q + b * block / 2, a->table, a->s[b], block / 2);
+}

@@ -1,0 +1,52 @@
+"""What the verbs that store a whole model in fewer bits have in common."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from minedge.compress.compositions import check_applies, core, with_core
+from minedge.errors import UsageError
+from minedge.model.linears import LinearKind
+from minedge.model.model import Model
+from minedge.model.shapes import linear_shapes
+from minedge.ops import Ops
+
+__all__ = ["pack_linears"]
+
+M = TypeVar("M", bound=Model)
+Pack = Callable[[str, Any, Ops], dict[str, Any]]
+
+
+def pack_linears(
+    model: M, kind: LinearKind, argument: str, embeddings: bool, strict: bool, pack: Pack | None = None
+) -> M:
+    """A new model whose linear weights are of `kind`, adapters kept on top; all other arrays are shared.
+
+    argument  the field of `kind` that must divide a matrix's width, such as "group_size"; a matrix where it does not
+              stays as it is, and one warning, or with `strict` a `UsageError`, lists them
+    pack      (name, weight, ops) -> parameters; None: `kind.pack`
+    """
+    skip = () if embeddings else (model.config.arch.embed,)
+    shapes = {name: shape for name, shape in linear_shapes(model.config).items() if name not in skip}
+    size = getattr(kind, argument)
+    odd = [name for name, (_, width) in shapes.items() if width % size]
+    if odd:
+        widths = ", ".join(map(str, sorted({shapes[name][1] for name in odd})))
+        message = f"{argument} {size} does not divide width {widths} of {', '.join(odd)}"
+        if strict:
+            raise UsageError(f"{message}; choose another {argument} or leave strict off to keep them as they are")
+        warnings.warn(f"{message}: left as they are", UserWarning, stacklevel=3)
+    ops, params, linears = model.ops, dict(model.params), dict(model.linears)
+    for name, shape in shapes.items():
+        inside = core(linears[name])
+        if name in odd or inside == kind:
+            continue
+        check_applies(kind.kind, inside, name)
+        made = (pack or kind.pack)(name, inside.dense(params, name, ops), ops)
+        for key in inside.shapes(name, *shape):
+            del params[key]
+        params.update(made)
+        linears[name] = with_core(linears[name], kind)
+    return model.with_params(params, linears)
