@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from minedge.compress import int4, prune
+from minedge.compress import int4, nf4, prune
 from minedge.finetune import dora, lora, lora_several
 from minedge.model import linears
 from minedge.model.linears import Dense
 from minedge.ops.numpy_ops import int4 as int4_ops
-from tests.methods import checks, dora_checks, several_checks
+from minedge.ops.numpy_ops import nf4 as nf4_ops
+from tests.methods import checks, dora_checks, nf4_checks, several_checks
 from tests.mutants.planting import mutated_module
 
 
@@ -87,6 +88,24 @@ MUTANTS = {
         dora, "out = out - plain + g * total if", "out = g * (total + out - plain) if", [dora_over_lora_gradients]),
     "gradient of the base below inner adapters forgotten": (
         dora, "dx += dx_core", "dx += 0 * dx_core", [dora_over_lora_gradients]),
+    "even code low": (
+        nf4_ops, "codes[:, ::2] << 4 | codes[:, 1::2]", "codes[:, 1::2] << 4 | codes[:, ::2]",
+        [nf4_checks.nf4_golden_vectors]),
+    "a value of the codebook": (nf4_ops, "0.5626170039176941", "0.5526170039176941", [nf4_checks.nf4_golden_vectors]),
+    "codebook without its zero": (nf4_ops, "0.0, 0.07958", "0.002, 0.07958", [nf4_checks.nf4_golden_vectors]),
+    "scales of the whole row": (
+        nf4_ops, "np.abs(x).max(axis=-1)", "np.abs(x).max(axis=(-1, -2))[:, None]", [nf4_checks.nf4_golden_vectors]),
+    "pairs swapped when read": (
+        nf4_ops, "np.repeat(CODEBOOK, 16), np.tile(CODEBOOK, 16)", "np.tile(CODEBOOK, 16), np.repeat(CODEBOOK, 16)",
+        [nf4_checks.nf4_golden_vectors]),
+    "scales kept in 32 bits": (
+        nf4, "if not self.double_quant:\n            return {f\"{name}.qweight\": qweight",
+        "if True:\n            return {f\"{name}.qweight\": qweight", [nf4_checks.nf4_kind_is_the_paper]),
+    "scales of another row": (
+        nf4, "rows[:, None] * codes.shape[1] +", "rows[:, None] * 0 +", [nf4_checks.nf4_kind_is_the_paper]),
+    "nested scale of the first block for all": (
+        nf4, "position = None if rows is None else", "position = np.zeros(codes.shape, int) if rows is None else",
+        [nf4_checks.nf4_kind_is_the_paper]),
     "stacked without scaling": (
         lora_several, "factor * layer.scaling * params.pop", "factor * params.pop", [stacking]),
     "stacked without weights": (
