@@ -14,13 +14,24 @@ import os
 import re
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minedge.errors import MinedgeError
 
-__all__ = ["Passage", "clean", "docstrings", "normalized", "passages", "read_passages", "split_long", "topics"]
+__all__ = [
+    "Passage",
+    "clean",
+    "docstrings",
+    "normalized",
+    "passages",
+    "read_passages",
+    "split_long",
+    "topics",
+    "without_boilerplate",
+]
 
 # Folders that hold tests, other people's packages, generated tables or no prose.
 _SKIPPED_FOLDERS = frozenset(
@@ -32,6 +43,7 @@ _MIN_CHARS, _MAX_CHARS = 40, 2000
 _MIN_WORDS = 5
 _MIN_LETTERS = 0.55  # share of ASCII letters among the characters that are not white space
 _MAX_FOREIGN = 0.02  # share of characters outside ASCII
+_LONG_LINE, _MAX_REPEATS = 20, 4  # a line this long in more passages than that is boilerplate
 
 # Typographic characters say nothing that their ASCII forms do not, and each would cost a small vocabulary several
 # bytes. (Formatted by hand.)
@@ -187,6 +199,25 @@ def read_passages(files: Iterable[tuple[str, bytes]]) -> Iterator[Passage]:
                     yield Passage(tidy, module, f"{qualname}#{i}" if len(parts) > 1 else qualname, kind)
 
 
+def without_boilerplate(found: Iterable[Passage]) -> Iterator[Passage]:
+    """Leave out lines that many passages share, such as "Example (for a Turtle instance named turtle):".
+
+    A line of 20 or more characters that stands in more than four passages is learned by heart and says nothing. What is
+    then too short to be a passage goes too.
+    """
+    kept = list(found)
+    lines = [{line.strip() for line in p.text.split("\n")} for p in kept]
+    counts = Counter(line for own in lines for line in own if len(line) >= _LONG_LINE)
+    for passage, own in zip(kept, lines, strict=True):
+        if not any(counts[line] > _MAX_REPEATS for line in own):
+            yield passage
+            continue
+        rest = [line for line in passage.text.split("\n") if counts[line.strip()] <= _MAX_REPEATS]
+        tidy = clean("\n".join(rest))
+        if tidy:
+            yield replace(passage, text=tidy)
+
+
 @functools.lru_cache(maxsize=1)
 def passages() -> tuple[Passage, ...]:
     """Every passage of the running interpreter, exact duplicates included (`splits` decides which copy stays).
@@ -197,4 +228,4 @@ def passages() -> tuple[Passage, ...]:
     chapters = folder / "pydoc_data" / "topics.py"
     found = list(_topic_passages(topics(chapters.read_bytes()))) if chapters.is_file() else []
     found.extend(read_passages((module, path.read_bytes()) for module, path in _module_files(folder)))
-    return tuple(found)
+    return tuple(without_boilerplate(found))
