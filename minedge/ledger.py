@@ -5,7 +5,8 @@ r"""How much memory will it take, and how much did it take?
     used.peak
 
 The prediction walks the passes line by line (finetune/memory.py) with sizes in the place of arrays. It counts what
-minedge allocates; the interpreter and its libraries (some 60 to 120 MB) come on top and are the same for every method.
+minedge allocates; the interpreter and its libraries (some 60 to 120 MB) come on top and are the same for every method,
+and so does freed memory that the C library keeps for later (glibc: at most 64 MB).
 """
 
 from __future__ import annotations

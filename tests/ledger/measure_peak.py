@@ -81,8 +81,11 @@ def main(method, size, backend, kind="dense"):
     for each in {method, "full"}:  # warm up: imports, pools, BLAS buffers
         warm, batch, seq_len = made("tiny", "dense", backend)
         work(warm, each, batch, seq_len)
-    # Large enough a product for BLAS to take the buffers that it keeps.
-    np.ones((512, 512), np.float32) @ np.ones((512, 512), np.float32)
+    # A product large enough for BLAS and for the kernels' threads to take the packing buffers that they keep.
+    weight, ops = np.ones((2048, 640), np.float32), minedge.ops.get(backend)
+    out, cache = ops.linear_forward(np.ones((1024, 640), np.float32), weight)
+    ops.linear_backward(out, cache)
+    del out, cache, weight
     gc.collect()
     ledger.reset_peak()
     baseline = ledger.resident_bytes()
