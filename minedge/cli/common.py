@@ -10,6 +10,7 @@ from typing import Any
 from minedge.errors import MinedgeFormatError, UsageError
 
 __all__ = [
+    "adapter_folder",
     "check_output",
     "disk_bytes",
     "find",
@@ -64,15 +65,16 @@ def load_model(args: argparse.Namespace) -> Any:
     path = model_path(args.model)
     model = minedge.load(path if _is_run(path.parent) else args.model, backend=args.backend)
     if getattr(args, "adapter_path", None):
-        adapter = Path(args.adapter_path).expanduser()
-        if not adapter.exists():
-            raise UsageError(
-                f"--adapter-path: expected a folder with adapter_config.json, {str(adapter)!r} does not exist"
-            )
-        if (adapter / "run.json").is_file() and (adapter / "adapter").is_dir():
-            adapter = adapter / "adapter"
-        model = minedge.lora.load_adapter(model, adapter)
+        model = minedge.lora.load_adapter(model, adapter_folder(args.adapter_path))
     return model
+
+
+def adapter_folder(name: str) -> Path:
+    """The folder that --adapter-path means: of a training run the adapter in it."""
+    adapter = Path(name).expanduser()
+    if not adapter.exists():
+        raise UsageError(f"--adapter-path: expected a folder with adapter_config.json, {str(adapter)!r} does not exist")
+    return adapter / "adapter" if (adapter / "run.json").is_file() and (adapter / "adapter").is_dir() else adapter
 
 
 def lora_target(config: Any) -> list[str]:

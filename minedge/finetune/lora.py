@@ -24,7 +24,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,10 @@ from minedge.model.noise import tensor_id
 from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops
 
-__all__ = ["LoRA", "add", "count", "load_adapter", "merge", "merge_error", "save_adapter", "set_active", "stack"]
+__all__ = [
+    "Cost", "LoRA", "add", "count", "load_adapter", "merge", "merge_costs", "merge_error", "save_adapter", "set_active",
+    "stack",
+]  # fmt: skip
 
 Array = NDArray[Any]
 M = TypeVar("M", bound=Model)
@@ -215,12 +218,12 @@ def merge(model: M, weights: Mapping[str, float] | None = None) -> M:
     nothing.
     """
     merged, costs = _merge(model, weights)
-    lossy = {name: lost for name, (_, lost) in costs.items() if lost and core(model.linears[name]).kind != "dense"}
+    lossy = {name: c.lost for name, c in costs.items() if c.lost and core(model.linears[name]).kind != "dense"}
     if lossy:
-        worst = max(lossy, key=lambda name: lossy[name])
+        worst, largest = max(lossy, key=lambda name: lossy[name]), max(cost.largest for cost in costs.values())
         warnings.warn(
             f"merging into {core(model.linears[worst]).kind} weights loses up to {lossy[worst]:.0%} of what the "
-            f"adapters change ({worst}), up to {max(d for d, _ in costs.values()):.2g} in a weight; to lose nothing, "
+            f"adapters change ({worst}), up to {largest:.2g} in a weight; to lose nothing, "
             "keep the adapters beside the weights, or merge them into the model before it was compressed",
             UserWarning,
             stacklevel=2,
@@ -230,14 +233,33 @@ def merge(model: M, weights: Mapping[str, float] | None = None) -> M:
 
 def merge_error(model: Model, weights: Mapping[str, float] | None = None) -> float:
     """The largest difference between a weight of `merge(model)` and the same weight with the adapter beside it."""
-    return max((difference for difference, _ in _merge(model, weights)[1].values()), default=0.0)
+    return max((cost.largest for cost in _merge(model, weights)[1].values()), default=0.0)
 
 
-def _merge(model: M, weights: Mapping[str, float] | None) -> tuple[M, dict[str, tuple[float, float]]]:
-    """The merged model, and per merged module: largest difference, and size of the error over size of the change."""
+class Cost(NamedTuple):
+    """What rounding to the base's format costs one matrix: its largest error, and the sizes (root of the sum of
+    squares) of the error and of what the adapters change.
+    """
+
+    largest: float
+    error: float
+    change: float
+
+    @property
+    def lost(self) -> float:
+        """Error over change: 0 nothing is lost, 1 as much as the adapters do."""
+        return self.error / self.change if self.change else 0.0
+
+
+def merge_costs(model: Model, weights: Mapping[str, float] | None = None) -> dict[str, Cost]:
+    """Module name -> what `merge(model, weights)` costs it: float32 rounding over dense weights, more over others."""
+    return _merge(model, weights)[1]
+
+
+def _merge(model: M, weights: Mapping[str, float] | None) -> tuple[M, dict[str, Cost]]:
     factors = factors_of(model, weights)
     ops, params, linears = model.ops, dict(model.params), dict(model.linears)
-    costs: dict[str, tuple[float, float]] = {}
+    costs: dict[str, Cost] = {}
     for name, kind in model.linears.items():
         layers = chosen(kind, factors)
         if not layers:
@@ -251,9 +273,8 @@ def _merge(model: M, weights: Mapping[str, float] | None) -> tuple[M, dict[str, 
         after, linears[name] = base.dense(params, name, ops), without(kind, layers)
         for key in (key for layer, _ in layers for key in layer.names(name)):
             del params[key]
-        change = float(np.linalg.norm(weight - before))
-        error = float(np.linalg.norm(after - weight))
-        costs[name] = float(np.abs(after - weight).max()), error / change if change else 0.0
+        error, change = after - weight, weight - before
+        costs[name] = Cost(float(np.abs(error).max()), float(np.linalg.norm(error)), float(np.linalg.norm(change)))
     return model.with_params(params, linears, default_trainable(model, linears, params)), costs
 
 
