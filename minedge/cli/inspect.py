@@ -136,10 +136,11 @@ def _adapter(path: Path) -> dict[str, Any]:
 
     config, params = read_adapter(path)
     return {
-        "what": "LoRA adapter",
+        "what": "DoRA adapter" if config.get("use_dora") else "LoRA adapter",
         "base_model": config.get("base_model_name_or_path") or "not named",
-        "rank": config["r"],
-        "lora_alpha": config["lora_alpha"],
+        "rank": _one_or_range([scale.r for scale in config["modules"].values()]),
+        "lora_alpha": _one_or_range([scale.lora_alpha for scale in config["modules"].values()]),
+        "scaling": "lora_alpha / sqrt(rank)" if config.get("use_rslora") else "lora_alpha / rank",
         "target_modules": config["target_modules"],
         "parameters": sum(a.size for a in params.values()),
         "base_fingerprint": config["base_fingerprint"] or "none",
@@ -149,6 +150,12 @@ def _adapter(path: Path) -> dict[str, Any]:
             for name, a in params.items()
         ],
     }
+
+
+def _one_or_range(values: list[Any]) -> Any:
+    """A number that all modules share, or 'lowest to highest'."""
+    low, high = min(values), max(values)
+    return low if low == high else f"{low} to {high}"
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """NF4 here and in bitsandbytes, on a CPU: the same bytes, the same scales, the same weights when read back.
 
 Runs where torch and bitsandbytes are installed: python -m pytest -m oracle tests/oracle/test_bitsandbytes.py
-Last figures (bitsandbytes 0.50.2, torch 2.13.0): 39.5 million weights, 0 codes and 0 scales differ. Of 272,000 scales in
-8 bits 0 codes differ where both take the same mean off. The mean itself is summed in float32 there and in float64 here
-and may end a few units in the last place away: that moved 1 code of 72,000 to its neighbour.
+Last figures (bitsandbytes 0.50.2, torch 2.13.0): 39.5 million weights, 0 codes and 0 scales differ. Of 272,000 scales
+in 8 bits 0 codes differ where both take the same mean off. The mean itself is summed in float32 there and in float64
+here and may end a few units in the last place away: that moved 1 code of 72,000 to its neighbour.
 """
 
 from __future__ import annotations
