@@ -9,7 +9,8 @@ STAGES = ["base", "lora", "mezo", "mezo_int4", "prune", "prune_recovered", "int4
 
 
 def main(path: str) -> None:
-    document = json.load(open(path, encoding="utf-8"))
+    with open(path, encoding="utf-8") as file:
+        document = json.load(file)
     stages = {s["stage"]: s for s in document["stages"]}
     assert list(stages) == STAGES, list(stages)
     base = stages["base"]

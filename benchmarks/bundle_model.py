@@ -1,4 +1,4 @@
-"""Turn a training run into the checkpoint that comes with the package: float16 weights, tokenizer, record of the training text, card.
+"""Turn a training run into the checkpoint that comes with the package: weights, tokenizer, training record, card.
 
     minedge train --data stdlib --init small ... --out runs/bundled      (the card says the exact command)
     python benchmarks/bundle_model.py runs/bundled minedge/assets/bundled
@@ -26,7 +26,7 @@ from minedge.data.splits import stdlib_splits
 from minedge.data.task import stdlib_task
 from minedge.finetune.evaluate import evaluate_task, evaluate_text
 
-SAMPLES, SAMPLE_TOKENS, TEMPERATURE, TOP_P = 100, 120, 0.8, 0.95
+SAMPLES, SAMPLE_TOKENS, TEMPERATURE, TOP_P = 100, 120, 1.0, 1.0
 COPY_LIMIT = 40
 PROMPTS = ("Return", "The", "This", "Create a", "If the", "Raise", "A class", "Convert", "Get the", "Note")
 
@@ -116,35 +116,39 @@ def card(f: dict, model, splits, command: str, texts: list[str]) -> str:
     shown = "\n\n".join(f"> {' '.join(t.split())}" for t in texts[:3])
     return f"""# The bundled model
 
-A {f["parameters"]:,}-parameter Llama-style decoder ({c.n_layer} layers, width {c.n_embd}, {c.n_head} query and {c.n_kv_head} key/value
-heads, SwiGLU {c.n_inner}, context {c.context_length}) over a byte-level BPE of {c.vocab_size} tokens, stored in float16. It was trained
-from random weights on text that every Python carries: the language-reference topics and the docstrings of the standard library of
-CPython {f["python"]} (PSF-2.0 licensed text; corpus hash `{f["corpus_sha256"][:16]}`). It is for learning and for trying methods out; it
-writes plausible docstrings and knows nothing else.
+A {f["parameters"]:,}-parameter Llama-style decoder ({c.n_layer} layers, width {c.n_embd}, {c.n_head} query and
+{c.n_kv_head} key/value heads, SwiGLU {c.n_inner}, context {c.context_length}) over a byte-level BPE of {c.vocab_size}
+tokens, stored in float16. It was trained from random weights on text that every Python carries: the language-reference
+topics and the docstrings of the standard library of CPython {f["python"]} (PSF-2.0 licensed text; corpus hash
+`{f["corpus_sha256"][:16]}`). It is for learning and for trying methods out; it writes text that looks like docstrings
+and knows nothing else.
 
 ## Train it again
 
 ```sh
 {command}
-python benchmarks/bundle_model.py runs/bundled minedge/assets/bundled --command "..."
+python benchmarks/bundle_model.py runs/bundled minedge/assets/bundled --command "THE COMMAND ABOVE"
 ```
 
-Trained on {splits.n_bytes("train"):,} bytes ({f["steps"]:,} steps, seed 0; the state with the best validation loss is kept) on {f["machine"]},
-{f["date"]}, Python {platform.python_version()}. The loss curve is `loss.svg`. Modules are split by path, and passages of validation and
-test that repeat training text are dropped, so no passage stands on both sides; `seen.npy` is a fingerprint of the training text with which
-minedge drops, on other Python versions, test passages that this model has met.
+Trained on {splits.n_bytes("train"):,} bytes with seed 0; the state with the best validation loss is kept (the curve is
+`loss.svg`). {f["machine"]}, {f["date"]}, Python {platform.python_version()}. Modules are split by path, and passages of
+validation and test that repeat training text are dropped, so that no passage stands on both sides; the salt of that
+split was chosen, before any training, for balanced sizes on Python 3.10 to 3.13. `seen.npy` is a fingerprint of the
+training text: on other Python versions minedge drops test passages that this model has met.
 
 ## Figures
 
-Bits per UTF-8 byte on the test split ({splits.n_bytes("test"):,} bytes): **{b["test"]:.3f}** (validation {b["valid"]:.3f}, training {b["train"]:.3f}).
+Bits per UTF-8 byte on the test split ({splits.n_bytes("test"):,} bytes): **{b["test"]:.3f}** (validation {b["valid"]:.3f},
+training {b["train"]:.3f}).
 
 | on the same test text | bits per byte | above the model |
 |---|---|---|
 {rows}
 
-{f["samples"]} samples of {SAMPLE_TOKENS} tokens (temperature {TEMPERATURE}, top-p {TOP_P}, ten prompts, fixed seeds): the longest run
-of characters copied from the training text is {f["longest_copied_run"]}; {f["samples_over_limit"]} samples hold a run of more than {COPY_LIMIT}.
-Zero-shot accuracy on the built-in task: {f["zero_shot_accuracy"]:.1%} of 8 classes. `figures.json` holds all of this.
+{f["samples"]} samples of {SAMPLE_TOKENS} tokens (temperature {TEMPERATURE}, top-p {TOP_P}, ten prompts, fixed seeds): the
+longest run of characters copied from the training text is {f["longest_copied_run"]} characters, and
+{f["samples_over_limit"]} samples hold one of more than {COPY_LIMIT}. Zero-shot accuracy on the built-in task:
+{f["zero_shot_accuracy"]:.1%} of 8 classes. `figures.json` holds all of this.
 
 ## What it writes
 

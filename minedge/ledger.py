@@ -12,6 +12,7 @@ and so does freed memory that the C library keeps for later (glibc: at most 64 M
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import sys
 from collections.abc import Iterator, Mapping
@@ -174,6 +175,13 @@ def _status(key: str) -> int | None:
         return None
 
 
+def _give_back() -> None:
+    """Return freed memory to the system: what the C library keeps for later would hide what a block asks for anew."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has malloc_trim
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @dataclass
 class Measured:
     """Filled when the block of `measure` ends: `peak` of the process, `growth` above what it held at the beginning."""
@@ -187,7 +195,7 @@ class Measured:
 @contextlib.contextmanager
 def measure() -> Iterator[Measured]:
     """Measure the peak memory of a block."""
-    gc.collect()
+    _give_back()
     found = Measured(exact=reset_peak())
     found.before = resident_bytes()
     try:

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     began = time.monotonic()
     out = _fresh(Path(args.out), args.overwrite) if args.out else _free("minedge-tour")
     out.mkdir(parents=True)
+    (out / "tour.json").write_text('{"finished": false}\n', encoding="utf-8")  # marks the folder as a tour's
     base = load("bundled", backend=args.backend)
     machine = _machine(base.ops.spec)
     console.note(
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         tour.run()
     seconds = time.monotonic() - began
     document = {
+        "finished": True,
         "stages": [s.to_dict() for s in tour.stages],
         "baselines": tour.baselines,
         "machine": machine,
@@ -123,7 +125,7 @@ def _show(console: Console, tour: Any, seconds: float, out: Path) -> None:
     for s in tour.stages[1:]:
         console.out(f"  {s.title}: {s.text!r}")
     console.out(
-        f"\n{duration(seconds)} in all, peak memory {size(tour.highest_peak)}; models, adapter, log and tour.json: {out}"
+        f"\n{duration(seconds)} in all, peak memory {size(tour.highest_peak)}; models, adapter, log, tour.json: {out}"
     )
     console.out(
         f"next: minedge chat --model {out / 'int4-model'}    minedge train --data YOUR.txt --method lora --out mine"

@@ -39,12 +39,15 @@ SPEED_TOKENS = 32
 # What each stage runs; `minedge train` takes the same settings.
 RECIPE: dict[str, dict[str, Any]] = {
     "lora": dict(
-        method="lora", iters=160, batch_size=16, seq_len=MAX_LEN, learning_rate=5e-3, warmup=10,
+        method="lora", iters=150, batch_size=16, seq_len=MAX_LEN, learning_rate=5e-3, warmup=10,
         lora={"r": 2, "lora_alpha": 4, "target": "all"},
     ),
-    "mezo": dict(method="mezo", iters=400, batch_size=16, seq_len=MAX_LEN, learning_rate=2e-4, eps=1e-3),
-    "mezo_int4": dict(method="mezo", iters=400, batch_size=16, seq_len=MAX_LEN, learning_rate=2e-3, eps=1e-2),
-    "prune_recovered": dict(method="full", iters=60, batch_size=8, seq_len=TEXT_LEN, learning_rate=1e-3, warmup=5),
+    "mezo": dict(method="mezo", iters=300, batch_size=16, seq_len=MAX_LEN, learning_rate=2e-5, eps=1e-3),
+    "mezo_int4": dict(
+        method="mezo", iters=300, batch_size=16, seq_len=MAX_LEN, learning_rate=2e-4, schedule="linear", eps=1e-2,
+        lora={"r": 16, "lora_alpha": 32, "target": "all"},
+    ),
+    "prune_recovered": dict(method="full", iters=50, batch_size=8, seq_len=TEXT_LEN, learning_rate=1e-3, warmup=5),
 }  # fmt: skip
 SPARSITY = 0.5
 GROUP_SIZE = 32
@@ -105,17 +108,17 @@ class Tour:
         self.highest_peak = 0  # of the process, over all stages
 
     def run(self) -> None:
-        self._read_data()
-        self._base()
-        self._lora()
-        self._mezo()
-        self._mezo_int4()
-        self._prune()
-        self._int4()
+        self.read_data()
+        self.base_stage()
+        self.lora_stage()
+        self.mezo_stage()
+        self.mezo_int4_stage()
+        self.prune_stages()
+        self.int4_stage()
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _read_data(self) -> None:
+    def read_data(self) -> None:
         began = time.perf_counter()
         self.corpus = without_seen(load_data("stdlib"), bundled_path())
         self.task_data = without_seen(load_data("stdlib-task"), bundled_path())
@@ -137,7 +140,7 @@ class Tour:
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
-    def _base(self) -> None:
+    def base_stage(self) -> None:
         self.say("base: the bundled model as it comes")
         tokens, mask = next(iter(self.text.eval_batches(TEXT_BATCH)))
         self.base.loss(tokens, mask)  # the first pass also loads libraries, which is not the model's memory
@@ -145,28 +148,31 @@ class Tour:
         peak = self._peak(lambda: self.base.loss(tokens, mask), self.base)[1]
         self._measure("base", "base model", self.base, peak=peak, predicted=predicted)
 
-    def _lora(self) -> None:
+    def lora_stage(self) -> None:
         r = RECIPE["lora"]
         self.say(f"lora: rank {r['lora']['r']} on every matrix, {r['iters']} steps of AdamW on the task")
         model, facts = self._train("lora", self.base, self.task_data)
         lora.save_adapter(model, self.out / "lora-adapter")
         self._measure("lora", "LoRA", model, **facts)
 
-    def _mezo(self) -> None:
+    def mezo_stage(self) -> None:
         r = RECIPE["mezo"]
         self.say(f"mezo: all weights, {r['iters']} steps of two forward passes each")
         model, facts = self._train("mezo", self.base, self.task_data)
         facts["notes"] = self._replays(model, self.out / "mezo" / "mezo.log")
         self._measure("mezo", "MeZO", model, **facts)
 
-    def _mezo_int4(self) -> None:
+    def mezo_int4_stage(self) -> None:
         r = RECIPE["mezo_int4"]
-        self.say(f"mezo_int4: the base in int4, a rank-8 adapter on top, {r['iters']} steps of two forward passes each")
-        start = lora.add(int4.int4(self.base, GROUP_SIZE), r=8, lora_alpha=16, seed=self.seed)
+        self.say(
+            f"mezo_int4: the base in int4, an adapter of rank {r['lora']['r']} on every matrix, {r['iters']} steps of "
+            "two forward passes each"
+        )
+        start = lora.add(int4.int4(self.base, GROUP_SIZE), **r["lora"], seed=self.seed)
         model, facts = self._train("mezo_int4", start, self.task_data)
         self._measure("mezo_int4", "MeZO + LoRA on int4", model, **facts)
 
-    def _prune(self) -> None:
+    def prune_stages(self) -> None:
         self.say(f"prune: the smallest {SPARSITY:.0%} of each matrix to zero")
         pruned, peak = self._peak(lambda: prune.magnitude(self.base, SPARSITY), self.base)
         self._measure("prune", f"pruned {SPARSITY:.0%}", pruned, peak=peak, notes=self._pruned_bytes(pruned))
@@ -175,7 +181,7 @@ class Tour:
         facts["notes"] = self._pruned_bytes(model)
         self._measure("prune_recovered", "pruned, fine-tuned", model, **facts)
 
-    def _int4(self) -> None:
+    def int4_stage(self) -> None:
         self.say(f"int4: every linear weight in 4 bits, groups of {GROUP_SIZE}")
         model, peak = self._peak(lambda: int4.int4(self.base, GROUP_SIZE), self.base)
         whole = int4.int4(self.base, GROUP_SIZE, embeddings=True)
@@ -194,6 +200,7 @@ class Tour:
     def _train(self, stage: str, model: Any, data: Any) -> tuple[Any, dict[str, Any]]:
         """Train as the recipe says; -> the new model, and what `_measure` wants to know about the run."""
         r = RECIPE[stage]
+        packed = data.pack("train", self.base.tokenizer, r["seq_len"])  # beforehand: data is not the method's memory
         first: list[int] = []
         with self.progress(r["iters"]) as bar:
 
@@ -206,7 +213,7 @@ class Tour:
             options: dict[str, Any] = {**r, "seed": self.seed, "eval_every": 0, "save_every": 0}
             folder = self.out / stage if stage == "mezo" else None  # where the log of the run goes
             tuned, peak = self._peak(
-                lambda: train(model, (data.train, None), out=folder, on_event=on_event, **options), model
+                lambda: train(model, (packed, None), out=folder, on_event=on_event, **options), model
             )
         predicted = ledger.plan(model, r["method"], r["batch_size"], r["seq_len"], lora=r.get("lora")).peak
         return tuned, {"peak": peak, "predicted": predicted, "trained": first[0]}
