@@ -138,15 +138,15 @@ training text: on other Python versions minedge drops test passages that this mo
 
 ## Figures
 
-Bits per UTF-8 byte on the test split ({splits.n_bytes("test"):,} bytes): **{b["test"]:.3f}** (validation {b["valid"]:.3f},
-training {b["train"]:.3f}).
+Bits per UTF-8 byte on the test split ({splits.n_bytes("test"):,} bytes): **{b["test"]:.3f}**
+(validation {b["valid"]:.3f}, training {b["train"]:.3f}).
 
 | on the same test text | bits per byte | above the model |
 |---|---|---|
 {rows}
 
-{f["samples"]} samples of {SAMPLE_TOKENS} tokens (temperature {TEMPERATURE}, top-p {TOP_P}, ten prompts, fixed seeds): the
-longest run of characters copied from the training text is {f["longest_copied_run"]} characters, and
+{f["samples"]} samples of {SAMPLE_TOKENS} tokens (temperature {TEMPERATURE}, top-p {TOP_P}, ten prompts, fixed seeds):
+the longest run of characters copied from the training text is {f["longest_copied_run"]} characters, and
 {f["samples_over_limit"]} samples hold one of more than {COPY_LIMIT}. Zero-shot accuracy on the built-in task:
 {f["zero_shot_accuracy"]:.1%} of 8 classes. `figures.json` holds all of this.
 
