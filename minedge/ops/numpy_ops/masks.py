@@ -16,7 +16,7 @@ Bits = NDArray[np.uint8]
 
 
 def mask_apply(weight: Array, bits: Bits) -> Array:
-    """A new array: the weight where its bit is set, +0.0 elsewhere (NaN and infinity in a pruned place become 0 too)."""
+    """A new array: the weight where its bit is set, +0.0 elsewhere, whatever stood there (NaN and infinity too)."""
     return np.where(_unpack(bits, weight.shape), weight, weight.dtype.type(0))
 
 
