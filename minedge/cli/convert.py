@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--to", type=one_of(*TYPES), metavar="FORMAT", help="gguf, hf or minedge (default: gguf where DST ends so)")
     add(
         "--type", type=one_of("keep", "f32", "f16", "q8_0", "q4_0"), metavar="T",
-        help="of the matrices: f32, f16; for gguf also q8_0, q4_0; keep leaves 4-bit ones packed and the rest f32"
+        help="of the matrices: f32, f16; for gguf also q8_0, q4_0; keep leaves packed ones packed and the rest f32"
         " (default: keep, for hf f32)",
     )  # fmt: skip
     add("--verify", action="store_true", help="load the result and print the largest difference of a logit")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     to = args.to or ("gguf" if args.out.endswith(".gguf") else "minedge")
     dtype = args.type or TYPES[to][0]
     if dtype not in TYPES[to]:
-        hint = "; minedge quantize packs matrices into 4 bits" if to == "minedge" else ""
+        hint = "; minedge quantize packs matrices into 4 or 8 bits" if to == "minedge" else ""
         raise UsageError(f"--type: expected one of {', '.join(TYPES[to])} for --to {to}, got {dtype!r}{hint}")
     args.model = args.source
     out = Path(args.out).expanduser()

@@ -1,4 +1,4 @@
-"""What the verbs that store a whole model in fewer bits have in common."""
+"""What the verbs that store a whole model in fewer bits have in common, and the way back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from minedge.compress.compositions import check_applies, core, with_core
 from minedge.errors import UsageError
-from minedge.model.linears import LinearKind
+from minedge.model.linears import LinearKind, dense_kind
 from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops
 
-__all__ = ["pack_linears"]
+__all__ = ["dequantize", "pack_linears"]
 
 M = TypeVar("M", bound=Model)
 Pack = Callable[[str, Any, Ops], dict[str, Any]]
@@ -50,3 +50,26 @@ def pack_linears(
         params.update(made)
         linears[name] = with_core(linears[name], kind)
     return model.with_params(params, linears)
+
+
+def dequantize(model: M) -> M:
+    """A new model whose packed matrices (Int4, Int8, NF4) are float32 arrays of the same values, so that they can be
+    pruned, or trained whole; adapters stay on top. What was not packed is shared with `model`.
+
+    Without adapters the new arrays are trainable, as those of a model that never was packed; with adapters the
+    trainable names stay.
+    """
+    ops, params, linears = model.ops, dict(model.params), dict(model.linears)
+    names, made = model.trainable_names, set()
+    for name, shape in linear_shapes(model.config).items():
+        inside = core(linears[name])
+        if inside.trainable(name):
+            continue
+        for key in inside.shapes(name, *shape):
+            del params[key]
+        params[f"{name}.weight"] = inside.dense(model.params, name, ops)
+        made.add(f"{name}.weight")
+        linears[name] = with_core(linears[name], dense_kind())
+    if not any(kind.is_adapter for kind in linears.values()):
+        names = names | made
+    return model.with_params(params, linears, names)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from minedge.compress import int8
 from minedge.compress.compositions import core
 from minedge.model.linears import LinearKind
 from minedge.ops.numpy_ops.nf4 import TILE
@@ -66,8 +67,16 @@ def _nf4(kind: Any, rows: int, out: int, width: int) -> Need:
     return Need(False, absmax, absmax + F * tile + more * part, F * tile + more * width)
 
 
+def _int8(kind: Any, rows: int, out: int, width: int) -> Need:
+    """Some rows dense at a time, in backward also turned over, and their part of the result beside it."""
+    tile = min(out * width, max(int8.TILE, width))
+    part = tile // max(1, width)
+    return Need(False, 0, F * tile + (0 if part == out else F * rows * part), F * (2 * tile + rows * (width + part)))
+
+
 _NEEDS: dict[str, Callable[[Any, int, int, int], Need]] = {
     "dense": _dense, "lora": _lora, "dora": _dora, "masked": _masked, "nf4": _nf4,
+    "int8": _int8,
 }  # fmt: skip
 
 

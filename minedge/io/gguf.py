@@ -1,9 +1,9 @@
 """GGUF files in: tensors, metadata, and whole models.
 
-F32, F16 and BF16 are read as float32. A matrix in Q4_0 stays packed: its blocks are taken apart into the codes and
-scales of `Int4(32)`, the same bits in two arrays. Q8_0, Q4_1, Q5_0, Q5_1 and the K types become float32, with a
-warning that says so. Tensors are read in chunks into their destination, so loading needs the result's memory and a
-few megabytes. `minedge.io.gguf_header` describes the format and what is refused.
+F32, F16 and BF16 are read as float32. A matrix in Q4_0 or Q8_0 stays packed: its blocks are taken apart into the
+codes and scales of `Int4(32)` or `Int8()`, the same bits in two arrays. Q4_1, Q5_0, Q5_1 and the K types become
+float32, with a warning that says so. Tensors are read in chunks into their destination, so loading needs the result's
+memory and a few megabytes. `minedge.io.gguf_header` describes the format and what is refused.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ from minedge.model.shapes import linear_shapes, param_shapes
 __all__ = ["GGUFFile", "read_config", "read_model"]
 
 _CHUNK = 4 << 20  # bytes
+# Types whose matrices stay packed: the kind, and the dtype of its codes. A block is a float16 scale and the codes.
+_PACKED: dict[str, tuple[dict[str, Any], type]] = {
+    "Q4_0": ({"kind": "int4", "group_size": 32}, np.uint8),
+    "Q8_0": ({"kind": "int8"}, np.int8),
+}
 Rows = NDArray[np.int64]
 
 
@@ -93,20 +98,25 @@ class GGUFFile:
         shaped.flags.writeable = False
         return shaped
 
-    def read_int4(self, name: str, rows: Rows | None = None) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-        """A Q4_0 matrix (out, in) as codes (out, in/2) and scales (out, in/32), the same bits."""
+    def read_packed(self, name: str, rows: Rows | None = None) -> tuple[NDArray[Any], NDArray[np.float16]]:
+        """A Q4_0 or Q8_0 matrix (out, in) as codes, uint8 (out, in/2) or int8 (out, in), and scales (out, in/32), the
+        same bits; MinedgeFormatError for any other tensor, and for a scale that is not finite.
+        """
         info = self._tensor(name)
-        if info.type.name != "Q4_0" or len(info.shape) != 2:
-            raise MinedgeFormatError(f"{self.path}: tensor {name!r}: expected a Q4_0 matrix, got {info.type.name}")
+        if info.type.name not in _PACKED or len(info.shape) != 2:
+            types = " or ".join(_PACKED)
+            raise MinedgeFormatError(f"{self.path}: tensor {name!r}: expected a {types} matrix, got {info.type.name}")
         out_features, in_features = info.shape
-        codes = np.empty((out_features, in_features // 32, 16), np.uint8)
+        codes = np.empty((out_features, in_features // 32, info.type.nbytes - 2), np.uint8)
         scales = np.empty((out_features, in_features // 32), np.float16)
         for first, count, raw in self._chunks(info):
             where = slice(first, first + count) if rows is None else rows[first : first + count]
-            blocks = raw.reshape(count, -1, 18)
+            blocks = raw.reshape(count, -1, info.type.nbytes)
             codes[where] = blocks[..., 2:]
             scales[where] = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
-        qweight = codes.reshape(out_features, in_features // 2)
+        if not np.isfinite(scales).all():
+            raise MinedgeFormatError(f"{self.path}: tensor {name!r} has a scale that is not finite")
+        qweight: Any = codes.reshape(out_features, -1).view(_PACKED[info.type.name][1])
         qweight.flags.writeable = scales.flags.writeable = False
         return qweight, scales
 
@@ -159,23 +169,23 @@ def read_model(
     """
     with GGUFFile(path) as file:
         config = read_config(file)
-        int4 = kind_from_dict({"kind": "int4", "group_size": 32})
+        kinds = {name: kind_from_dict(kind) for name, (kind, _) in _PACKED.items()}
         linears: dict[str, LinearKind] = {}
         params: dict[str, np.ndarray] = {}
         for module in linear_shapes(config):
             name = gguf_name(config, f"{module}.weight")
-            packed = file.header.tensors[name].type.name == "Q4_0"
-            linears[module], rows = (int4 if packed else dense_kind()), rotary_rows(config, module)
+            packed, rows = kinds.get(file.header.tensors[name].type.name), rotary_rows(config, module)
+            linears[module] = packed or dense_kind()
             if packed:
-                params[f"{module}.qweight"], params[f"{module}.scales"] = file.read_int4(name, rows)
-                if not np.isfinite(params[f"{module}.scales"]).all():
-                    raise MinedgeFormatError(f"{file.path}: tensor {name!r} has a scale that is not finite")
+                params[f"{module}.qweight"], params[f"{module}.scales"] = file.read_packed(name, rows)
             else:
                 params[f"{module}.weight"] = file.read(name, rows)
         for key in param_shapes(config, linears):
             if key not in params:
                 params[key] = file.read(gguf_name(config, key))
-        _warn_of_widened(file, {gguf_name(config, f"{m}.weight") for m, kind in linears.items() if kind == int4})
+        _warn_of_widened(
+            file, {gguf_name(config, f"{m}.weight") for m, kind in linears.items() if kind in kinds.values()}
+        )
         tokenizer = read_tokenizer(file, config.vocab_size)
     return config, {key: params[key] for key in param_shapes(config, linears)}, linears, tokenizer
 

@@ -2,8 +2,8 @@
 
 The types are llama.cpp's: matrices become F16, Q8_0 or Q4_0, vectors (norms, biases) and learned positions stay F32,
 and a matrix whose width is no multiple of 32 falls back to F16 with a warning. Tensors are made and written one after
-another. An Int4 matrix becomes Q4_0 without any loss: the same codes and scales, interleaved; larger groups repeat
-their scale.
+another. An Int4 matrix becomes Q4_0, an Int8 matrix Q8_0, without any loss: the same codes and scales, interleaved;
+larger groups repeat their scale.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = ["GGUF_DTYPES", "write_model"]
 
 # Our name -> type of the matrices, and llama.cpp's number for a file that mostly consists of it.
 GGUF_DTYPES = {"keep": ("F32", 0), "f32": ("F32", 0), "f16": ("F16", 1), "q8_0": ("Q8_0", 7), "q4_0": ("Q4_0", 2)}
+_PACKED = {"int4": "Q4_0", "int8": "Q8_0"}  # kinds that have a type of their own
 _F16_MAX = 65504.0
 
 
@@ -56,7 +57,7 @@ def write_model(
     """Write a model as a GGUF file, whole or not at all; an existing file is replaced.
 
     dtype  "f32", "f16", "q8_0", "q4_0": the type of all matrices, embedding and head included. "keep": Int4 matrices
-           as Q4_0, all others as F32, so that nothing is lost.
+           as Q4_0, Int8 as Q8_0, all others as F32, so that nothing is lost.
 
     Raises UsageError for an unknown dtype, adapters that are not merged, values that are not finite or too large for
     the type, or a tokenizer that GGUF has no form for; MinedgeError where the gguf package is missing or the disk full.
@@ -99,7 +100,8 @@ def write_model(
 
 
 def _general(config: Config, linears: Mapping[str, LinearKind], dtype: str, name: str) -> dict[str, tuple[str, Any]]:
-    mostly = GGUF_DTYPES["q4_0" if dtype == "keep" and any(k.kind == "int4" for k in linears.values()) else dtype][1]
+    kinds = {_PACKED.get(kind.kind, "F32").lower() for kind in linears.values()} if dtype == "keep" else set()
+    mostly = GGUF_DTYPES[min(kinds & {"q4_0", "q8_0"}, default=dtype)][1]
     out: dict[str, tuple[str, Any]] = {"general.name": ("string", name), "general.file_type": ("uint32", mostly)}
     if mostly > 1:
         out["general.quantization_version"] = ("uint32", 2)
@@ -112,7 +114,7 @@ Make = Callable[[], np.ndarray]
 def _plan(
     config: Config, params: Mapping[str, np.ndarray], linears: Mapping[str, LinearKind], dtype: str
 ) -> dict[str, tuple[str, tuple[int, ...], Make]]:
-    """GGUF name -> type, shape, and a function that makes its array: float32 (or ready Q4_0 blocks)."""
+    """GGUF name -> type, shape, and a function that makes its array: float32 (or ready blocks of a packed type)."""
     ops, narrow = minedge.ops.get("numpy"), []
     owned: set[str] = set()
     plan: dict[str, tuple[str, tuple[int, ...], Make]] = {}
@@ -122,8 +124,8 @@ def _plan(
         kind, weight = linears[module], f"{module}.weight"
         owned.update(kind.shapes(module, *shape))
         rows = rotary_rows(config, module)
-        packed = kind.kind == "int4" and dtype in ("keep", "q4_0")
-        target = "Q4_0" if packed else GGUF_DTYPES[dtype][0]
+        packed = kind.kind in _PACKED and dtype in ("keep", _PACKED[kind.kind].lower())
+        target = _PACKED[kind.kind] if packed else GGUF_DTYPES[dtype][0]
         if target.startswith("Q") and shape[1] % 32:
             narrow.append(module)
             target = "F16"
@@ -142,16 +144,16 @@ def _plan(
 
 
 def _interleaved(params: Mapping[str, np.ndarray], module: str) -> np.ndarray:
-    """Int4's codes and scales as Q4_0 blocks: per 32 weights the float16 scale, then 16 bytes of codes."""
+    """Int4's or Int8's codes and scales as blocks: per 32 weights the float16 scale, then 16 or 32 bytes of codes."""
     qweight, scales = params[f"{module}.qweight"], params[f"{module}.scales"]
-    codes = qweight.reshape(len(qweight), -1, 16)  # (out, in/32, 16)
+    codes = qweight.view(np.uint8).reshape(len(qweight), -1, 16 if qweight.dtype == np.uint8 else 32)  # (out, in/32, .)
     per_block = np.repeat(scales, codes.shape[1] // scales.shape[1], axis=1)  # a group of 64 has two blocks
     raw = np.ascontiguousarray(per_block, "<f2").view(np.uint8).reshape(*per_block.shape, 2)
     return np.concatenate([raw, codes], axis=-1).reshape(len(qweight), -1)
 
 
 def _encoded(gguf: Any, tensor: str, kind: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:  # Q4_0 blocks already
+    if array.dtype == np.uint8:  # blocks already
         return np.ascontiguousarray(array)
     array = np.ascontiguousarray(array, np.float32)
     if kind != "F32":

@@ -33,6 +33,7 @@ _KINDS: dict[str, type[LinearKind]] = {}
 # Where the package's other kinds are defined: when a file names one, its module is imported if nobody did before.
 _HOMES = {
     "int4": "minedge.compress.int4",
+    "int8": "minedge.compress.int8",
     "nf4": "minedge.compress.nf4",
     "masked": "minedge.compress.prune",
     "lora": "minedge.finetune.lora",

@@ -23,6 +23,7 @@ _OPTIM = ("adamw_", "sum_squares")
 _NOISE = ("normal", "perturb", "perturb_")
 _INT4 = ("int4_quantize", "int4_dequantize", "int8_quantize", "int4_int8_partials", "int4_int8_linear")
 _NF4 = ("nf4_quantize", "nf4_dequantize")
+_Q8 = ("q8_quantize", "q8_dequantize")
 _ABSMAX = ("absmax_quantize", "absmax_dequantize")
 _MASKS = ("mask_apply", "mask_apply_", "sparse_pack", "sparse_unpack")
 _PRODUCTS = tuple(f"{weight}linear_{way}" for weight in ("", "int4_", "nf4_") for way in ("forward", "backward"))
@@ -35,3 +36,5 @@ OPS: dict[str, dict[str, str]] = {
 OPS.update({name: {"numpy": "native", "numba": "blas", "c": "native"} for name in _PRODUCTS})
 # NF4's block scales are one number for 64 weights: NumPy is fast enough for them everywhere.
 OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in _ABSMAX})
+# Eight-bit weights are packed once and unpacked with two vector operations: the specification stands in.
+OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in _Q8})

@@ -123,14 +123,16 @@ def test_a_model_of_any_type_reads_as_the_package_reads_it(kind: str, tmp_path: 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    if kind == "BF16":
+    if kind in ("BF16", "Q8_0"):
         read = minedge.load(tmp_path / "m.gguf", backend="numpy")
     else:
         with pytest.warns(UserWarning, match=rf"15 of {kind}\) become float32"):
             read = minedge.load(tmp_path / "m.gguf", backend="numpy")
     for module in linear_shapes(config):
         key = f"{module}.weight"
-        assert np.array_equal(_permuted(config, key, read.params[key]), expected[gguf_name(config, key)]), key
+        assert (read.linears[module].kind == "int8") == (kind == "Q8_0")
+        weight = read.linears[module].dense(read.params, module, read.ops)
+        assert np.array_equal(_permuted(config, key, weight), expected[gguf_name(config, key)]), key
 
 
 def test_chunks_join_seamlessly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +220,36 @@ def test_int4_exports_without_loss(group_size: int, tmp_path: Path) -> None:
                 same = (f"{module}.qweight", f"{module}.scales")
                 assert all(back.params[key].tobytes() == model.params[key].tobytes() for key in same)
         assert np.array_equal(back.logits(_tokens(model)), model.logits(_tokens(model)))
+
+
+def test_q8_0_stays_packed_and_exports_without_loss(tmp_path: Path) -> None:
+    """GGUF -> Int8 -> GGUF gives the file's bytes; what the package quantizes and what we quantize are the same."""
+    model = _model()
+    model.save_gguf(tmp_path / "a.gguf", "q8_0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        back = minedge.load(tmp_path / "a.gguf", backend="numpy")
+    assert {kind.to_dict()["kind"] for kind in back.linears.values()} == {"int8"}
+    ours = quant.int8(model, embeddings=True)
+    assert all(back.params[key].tobytes() == array.tobytes() for key, array in ours.params.items())
+    for dtype in ("keep", "q8_0"):
+        back.save_gguf(tmp_path / "b.gguf", dtype, overwrite=True)
+        readers = [oracle.GGUFReader(tmp_path / name) for name in ("a.gguf", "b.gguf")]
+        a, b = ({t.name: np.asarray(t.data).tobytes() for t in reader.tensors} for reader in readers)
+        assert a == b
+        assert readers[1].fields["general.file_type"].contents() == 7
+
+
+def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    model = _model()
+    for dtype in ("q8_0", "q4_0"):
+        model.save_gguf(tmp_path / "m.gguf", dtype, overwrite=True)
+        tensor = next(t for t in oracle.GGUFReader(tmp_path / "m.gguf").tensors if t.name == "blk.0.ffn_up.weight")
+        data = bytearray((tmp_path / "m.gguf").read_bytes())
+        data[tensor.data_offset : tensor.data_offset + 2] = np.float16(np.inf).tobytes()
+        (tmp_path / "bad.gguf").write_bytes(data)
+        with pytest.raises(MinedgeFormatError, match=r"'blk\.0\.ffn_up\.weight' has a scale that is not finite"):
+            minedge.load(tmp_path / "bad.gguf")
 
 
 def test_keep_leaves_dense_matrices_as_they_are(tmp_path: Path) -> None:
@@ -467,7 +499,7 @@ def test_a_stored_key_may_have_any_type(tmp_path: Path) -> None:
             read.array("tokenizer.ggml.scores", str)
         with pytest.raises(MinedgeFormatError, match="tensor 'x' is missing"):
             read.read("x")
-        with pytest.raises(MinedgeFormatError, match="expected a Q4_0 matrix, got F32"):
-            read.read_int4("output_norm.weight")
+        with pytest.raises(MinedgeFormatError, match="expected a Q4_0 or Q8_0 matrix, got F32"):
+            read.read_packed("output_norm.weight")
     (tmp_path / "v2.gguf").write_bytes((tmp_path / "m.gguf").read_bytes().replace(b"GGUF\3", b"GGUF\2", 1))
     assert _load(tmp_path / "v2.gguf").config.n_layer == 1

@@ -13,6 +13,7 @@ import pytest
 from minedge import lora, prune, quant
 from minedge.compress.compositions import APPLIES, WRAPS, core
 from minedge.compress.int4 import Int4
+from minedge.compress.int8 import Int8
 from minedge.compress.nf4 import NF4
 from minedge.compress.prune import Masked
 from minedge.errors import UsageError
@@ -24,16 +25,24 @@ from tests.methods.common import fingerprint, model, tokens
 KINDS = {
     "dense": Dense(),
     "int4": Int4(),
+    "int8": Int8(),
     "nf4": NF4(),
     "masked": Masked(),
     "lora": LoRA(adapter="inner"),
     "dora": DoRA(adapter="inner"),
 }
 OUTER = {"lora": LoRA, "dora": DoRA, "masked": Masked}
-MODELS = {"dense": lambda m: m, "int4": quant.int4, "nf4": lambda m: quant.nf4(m, 32), "masked": prune.magnitude}
+MODELS = {
+    "dense": lambda m: m,
+    "int4": quant.int4,
+    "int8": quant.int8,
+    "nf4": lambda m: quant.nf4(m, 32),
+    "masked": prune.magnitude,
+}
 METHODS = {
     "nf4": lambda m: quant.nf4(m, block_size=64 if core(m.linears[Q]) == NF4(32) else 32),
     "int4": lambda m: quant.int4(m, group_size=64 if core(m.linears[Q]) == Int4(32) else 32),
+    "int8": quant.int8,
     "prune": prune.magnitude,
     "densify": prune.densify,
     "merge": lambda m: lora.merge(lora.add(m)),

@@ -166,6 +166,8 @@ def test_wrong_shapes_are_errors_not_memory(backend):
         lambda: ops.nf4_quantize(f(4, 48), 24),
         lambda: ops.nf4_dequantize(packed, f(4, 1), 32),
         lambda: ops.nf4_linear_forward(f(1, 32), packed, f(4, 2), 32),
+        lambda: ops.q8_quantize(f(4, 48)),
+        lambda: ops.q8_dequantize(np.zeros((4, 64), np.int8), scales[:, :1]),
         lambda: ops.mask_apply(f(3, 5), np.zeros(1, np.uint8)),
         lambda: ops.sparse_unpack(f(3), np.array([1], np.uint8), (8,)),
     ):

@@ -40,6 +40,7 @@ from minedge.ops.numpy_ops.nf4 import (
 )
 from minedge.ops.numpy_ops.noise import normal, perturb, perturb_
 from minedge.ops.numpy_ops.optim import adamw_, sum_squares
+from minedge.ops.numpy_ops.q8 import q8_dequantize, q8_quantize
 
 __all__ = [
     "absmax_dequantize",
@@ -75,6 +76,8 @@ __all__ = [
     "normal",
     "perturb",
     "perturb_",
+    "q8_dequantize",
+    "q8_quantize",
     "rms_norm_backward",
     "rms_norm_forward",
     "rotary_backward",

@@ -23,6 +23,7 @@ from op_checks.layers import (
     check_swiglu,
 )
 from op_checks.nf4 import check_absmax, check_nf4_linear, check_nf4_quantize
+from op_checks.q8 import check_q8
 from op_checks.training import check_adamw, check_cross_entropy, check_masks, check_noise, check_sum_squares
 
 __all__ = ["CHECKS", "RATIOS", "Check", "Cross"]
@@ -187,6 +188,12 @@ CHECKS: dict[str, Check] = {
         dict(n=st.sampled_from([1, 2, 85, 86, 171, 500])),
         ("absmax_quantize", "absmax_dequantize"),
         dict(n=171),
+    ),
+    "q8": Check(
+        check_q8,
+        dict(rows=_FEW, blocks=_SMALL),
+        ("q8_quantize", "q8_dequantize"),
+        dict(rows=3, blocks=2),
     ),
     "partials": Check(
         check_partials,
