@@ -21,13 +21,20 @@ static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static int width = 1;              /* threads wanted, the caller included */
 static int started;                /* workers that exist; worker i is thread i + 1 */
 static int sleeping;
-static _Atomic uint64_t ticket;    /* job number << 16 | threads taking part: one word, so a late worker cannot mix two jobs */
-static atomic_int pending;         /* workers that have not finished the current job */
+
+/* job number << 17 | closed << 16 | workers inside: one word, so that a late worker cannot mix two jobs. A worker joins only
+ * while the job is open; the caller closes it when no chunk is left and waits for those inside, never for one that has yet
+ * to wake up. */
+static _Atomic uint64_t gate;
+#define CLOSED ((uint64_t)1 << 16)
+#define INSIDE ((uint64_t)0xffff)
+#define NUMBER(g) ((g) >> 17)
 
 static struct {
     me_task *task;
     const void *args;
     int64_t n, chunk;
+    uint64_t threads;              /* that may take part, the caller included */
     _Atomic int64_t next;
 } job;
 
@@ -47,25 +54,33 @@ static void take_chunks(void) {
     }
 }
 
+/* One more inside job `number`, or 0 where it is closed or over. */
+static int join_job(uint64_t number) {
+    uint64_t now = atomic_load_explicit(&gate, memory_order_acquire);
+    while (NUMBER(now) == number && !(now & CLOSED))
+        if (atomic_compare_exchange_weak_explicit(&gate, &now, now + 1, memory_order_acq_rel, memory_order_acquire)) return 1;
+    return 0;
+}
+
 static void *worker(void *number) {
     uint64_t index = (uint64_t)(intptr_t)number, seen = 0;
     for (;;) {
-        uint64_t now = atomic_load_explicit(&ticket, memory_order_acquire);
+        uint64_t now = NUMBER(atomic_load_explicit(&gate, memory_order_acquire));
         for (int spin = 0; now == seen && spin < SPINS; spin++) {
             relax();
-            now = atomic_load_explicit(&ticket, memory_order_acquire);
+            now = NUMBER(atomic_load_explicit(&gate, memory_order_acquire));
         }
         if (now == seen) {
             pthread_mutex_lock(&lock);
             sleeping++;
-            while ((now = atomic_load(&ticket)) == seen) pthread_cond_wait(&wake, &lock);
+            while ((now = NUMBER(atomic_load(&gate))) == seen) pthread_cond_wait(&wake, &lock);
             sleeping--;
             pthread_mutex_unlock(&lock);
         }
         seen = now;
-        if (index < (now & 0xffff)) {
-            take_chunks();
-            atomic_fetch_sub_explicit(&pending, 1, memory_order_release);
+        if (join_job(now)) {
+            if (index < job.threads) take_chunks();
+            atomic_fetch_sub_explicit(&gate, 1, memory_order_release);
         }
     }
     return NULL;
@@ -77,8 +92,7 @@ static void after_fork(void) {
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&wake, NULL);
     started = sleeping = 0;
-    atomic_store(&ticket, 0);
-    atomic_store(&pending, 0);
+    atomic_store(&gate, CLOSED);
 }
 
 static void start_workers(int wanted) {
@@ -89,7 +103,6 @@ static void start_workers(int wanted) {
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     while (started < wanted) {
         pthread_t id;
-        /* A worker starts at ticket 0, so the count of its first job includes it only once `started` does. */
         if (pthread_create(&id, &attr, worker, (void *)(intptr_t)(started + 1)) != 0) break;
         started++;
     }
@@ -117,15 +130,15 @@ void me_run(me_task *task, const void *args, int64_t n, int64_t grain, int64_t c
     job.n = n;
     job.chunk = chunk < grain ? grain : chunk;
     atomic_store_explicit(&job.next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pending, threads - 1, memory_order_relaxed);
-    uint64_t number = (atomic_load(&ticket) >> 16) + 1;
-    /* The ticket changes under the lock when somebody sleeps or is about to: no wake-up is lost. */
+    job.threads = (uint64_t)threads;
+    /* The gate opens under the lock when somebody sleeps or is about to: no wake-up is lost. */
     pthread_mutex_lock(&lock);
-    atomic_store_explicit(&ticket, number << 16 | (uint64_t)threads, memory_order_release);
+    atomic_store_explicit(&gate, (NUMBER(atomic_load(&gate)) + 1) << 17, memory_order_release);
     if (sleeping) pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
     take_chunks();
-    for (int spin = 0; atomic_load_explicit(&pending, memory_order_acquire) > 0; spin++) {
+    atomic_fetch_or_explicit(&gate, CLOSED, memory_order_acq_rel);
+    for (int spin = 0; atomic_load_explicit(&gate, memory_order_acquire) & INSIDE; spin++) {
         relax();
         if (spin > SPINS) sched_yield();  /* more threads than free CPUs: let the others finish */
     }
