@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from typing import Any
 
 from minedge.cli.common import load_model, need_tokenizer
@@ -14,9 +15,10 @@ from minedge.errors import UsageError
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "Chat", "add_options", "run"]
 
-DESCRIPTION = """Talk with a model. The conversation so far goes into the prompt as text, and its oldest turns fall out
-when the context is full. A model that was never taught to answer continues the text instead. Without a terminal each
-line of stdin is a message."""
+DESCRIPTION = """Talk with a model. The conversation so far goes through the model's chat template where it has one
+(needs the extra minedge[chat]), else into the prompt as plain text; its oldest turns fall out when the context is full.
+A model that was never taught to answer continues the text instead. Without a terminal each line of stdin is a
+message."""
 EXAMPLES = (
     "minedge chat",
     "minedge chat --model my-model --temp 0.7 --seed 1",
@@ -31,13 +33,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     parser.add_argument("--system-prompt", default="", metavar="TEXT", help="text before the conversation")
     parser.add_argument(
-        "--template", default=TEMPLATE, metavar="TEXT", help=f"a turn; holds {{message}} (default: {TEMPLATE})"
+        "--template",
+        metavar="TEXT",
+        help=f"a turn as plain text; holds {{message}} (default: the model's chat template, else {TEMPLATE})",
     )
+    parser.add_argument("--no-chat-template", action="store_true", help="plain text, also where the model has one")
     parser.add_argument(
         "--stop",
         action="append",
         metavar="TEXT",
-        help=r"an answer ends before this (default: the template's first line)",
+        help="an answer ends before this (default: where the template ends it)",
     )
     sampling_options(parser, max_tokens=100)
 
@@ -67,27 +72,43 @@ class Chat:
     """A conversation: the turns so far, and how they become a prompt."""
 
     def __init__(self, model: Any, args: argparse.Namespace, console: Console):
-        need_tokenizer(model)
+        from minedge.data.conversations import turn_end  # brings NumPy, which --help does without
+
+        tokenizer = need_tokenizer(model)
         self.model, self.console = model, console
-        self.template = args.template.replace("\\n", "\n")
+        self.template = (args.template or TEMPLATE).replace("\\n", "\n")
         if self.template.count("{message}") != 1:
             raise UsageError(f"--template: expected {{message}} in it once, got {args.template!r}")
         self.system = args.system_prompt.replace("\\n", "\n")
-        opening = self.template.partition("{message}")[0].strip()
-        default = [f"\n{opening}"] if opening else []
-        self.stops = [text.replace("\\n", "\n") for text in args.stop or []] or default
+        self.chat = None if args.template or args.no_chat_template else tokenizer.chat
+        if self.chat is None:
+            end = self.template.partition("{message}")[0].strip()
+            end = f"\n{end}" if end else ""
+        else:
+            token, end = turn_end(tokenizer)
+            if token is not None:  # a special token decodes to nothing, so it ends the answer as a token
+                self.model, end = _ending_with(model, token), ""
+        self.stops = [text.replace("\\n", "\n") for text in args.stop or []] or ([end] if end else [])
         self.settings = sampling_values(args)
-        self.history: list[str] = []
+        self.history: list[tuple[str, str]] = []
+
+    def text(self, message: str) -> str:
+        """The prompt of the whole history and a new message."""
+        if self.chat is None:
+            turns = [self.template.replace("{message}", asked) + said for asked, said in (*self.history, (message, ""))]
+            return "\n".join([*([self.system] if self.system else []), *turns])
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for asked, said in self.history:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": said.strip()}]
+        return self.chat.render([*messages, {"role": "user", "content": message}], add_generation_prompt=True)
 
     def prompt(self, message: str) -> str:
         """System text, the turns that fit, and the new message; raises `UsageError` where that alone is too long."""
-        turn = self.template.replace("{message}", message)
         context = self.model.config.context_length
         # Half of a small context is kept for the answer, however many tokens were asked for.
         room = context - min(self.settings["max_tokens"], context // 2)
         while True:
-            parts = [self.system] if self.system else []
-            text = "\n".join([*parts, *self.history, turn])
+            text = self.text(message)
             length = len(self.model.tokenizer.encode(text))
             if length <= room:
                 return text
@@ -110,8 +131,14 @@ class Chat:
             self.console.piece(" [stopped]")
         self.console.out()
         text = "".join(pieces)
-        self.history.append(self.template.replace("{message}", message) + text.rstrip("\n"))
+        self.history.append((message, text.rstrip("\n")))
         return text.strip()
+
+
+def _ending_with(model: Any, token: int) -> Any:
+    """The model, for which this token too ends a text."""
+    ends = (*(i for i in model.config.eos_ids if i != token), token)
+    return replace(model, config=replace(model.config, eos_token_id=ends))
 
 
 def _read_line(interactive: bool) -> str | None:

@@ -13,7 +13,7 @@ __all__ = ["data_options", "held_out_part", "load_dataset", "max_length", "measu
 
 
 def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> None:
-    """--data, --format, --template, --max-seq-length."""
+    """--data, --format, --template, --no-chat-template, --max-seq-length."""
     add = parser.add_argument
     add("--data", required=required, metavar="DATA", help=f"{what}: stdlib, stdlib-task, a file or a folder")
     add(
@@ -23,6 +23,11 @@ def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> 
         help="text, jsonl or labels (default: by the name)",
     )
     add("--template", metavar="TEXT", help=r"of labelled data, such as '{text}\nLabel: {label}'")
+    add(
+        "--no-chat-template",
+        action="store_true",
+        help="prompts and conversations as plain text, also where the model has a chat template",
+    )
     add(
         "--max-seq-length",
         type=integer(2),
@@ -37,7 +42,9 @@ def load_dataset(args: argparse.Namespace) -> Any:
     from minedge.data.seen import without_seen
 
     template = args.template.replace("\\n", "\n") if args.template else None
-    return without_seen(load_data(args.data, format=args.format, template=template), model_path(args.model))
+    chat_template = not getattr(args, "no_chat_template", False)
+    dataset = load_data(args.data, format=args.format, template=template, chat_template=chat_template)
+    return without_seen(dataset, model_path(args.model))
 
 
 def max_length(args: argparse.Namespace, model: Any) -> int:

@@ -90,6 +90,8 @@ def new_model(
 
 def _texts(dataset: Any) -> Iterable[str]:
     """Training texts, whatever form the data has."""
+    from minedge.data.conversations import plain_text
+
     split = dataset.train
     if split is None or not len(split):
         raise UsageError(f"data {dataset.name!r} has no train part; add a train file beside the others")
@@ -97,5 +99,7 @@ def _texts(dataset: Any) -> Iterable[str]:
         return split.texts
     if hasattr(split, "pairs"):
         return [text for pair in split.pairs for text in pair]
+    if hasattr(split, "conversations"):
+        return [plain_text(messages)[0] for messages in split.conversations]
     before, cue, words = dataset.task.pieces()
     return [before + e.text + cue + words[e.label] for e in dataset.task.examples("train")]

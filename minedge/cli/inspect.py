@@ -17,7 +17,8 @@ __all__ = ["DESCRIPTION", "EXAMPLES", "add_options", "run"]
 
 DESCRIPTION = """Open a model folder, a LoRA adapter, a training run, a .safetensors or .gguf file or a MeZO log, check
 it as strictly as loading does, and show what is in it: architecture, tensors, linear kinds, bytes by part, tokenizer. A
-damaged file gives the reason and exit code 3."""
+damaged file gives the reason and exit code 3. Tokenizers and chat templates are opened in a child process with little
+memory and time."""
 EXAMPLES = (
     "minedge inspect bundled",
     "minedge inspect my-int4 --tensors",
@@ -90,14 +91,15 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
 
 def _model(path: Path) -> dict[str, Any]:
     import minedge
+    from minedge.cli.limited import open_tokenizer
 
+    told = open_tokenizer(path)  # before this process opens it, which a crash would end
     model = minedge.load(path, backend="numpy")
     c, nbytes = model.config, model.nbytes()
     kinds: dict[str, int] = {}
     for kind in model.linears.values():
         label = _kind_label(kind.to_dict())
         kinds[label] = kinds.get(label, 0) + 1
-    tokenizer = model.tokenizer
     return {
         "what": "model",
         "architecture": c.architecture,
@@ -110,9 +112,8 @@ def _model(path: Path) -> dict[str, Any]:
         "context": c.context_length,
         "vocabulary": c.vocab_size,
         "head": "tied to the embedding" if c.tie_embeddings else "its own matrix",
-        "tokenizer": "none"
-        if tokenizer is None
-        else f"{tokenizer.vocab_size:,} tokens, end of text {tokenizer.eos_token!r}",
+        "tokenizer": "none" if told is None else f"{told['tokens']:,} tokens, end of text {told['eos_token']!r}",
+        "chat_template": "none" if told is None else told["chat_template"],
         "on_disk": disk_bytes(path),
         "kinds": kinds,
         "bytes": {key: n for key, n in nbytes.items() if not key.startswith("kind:")},
@@ -209,6 +210,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _gguf(path: Path) -> dict[str, Any]:
+    from minedge.cli.limited import open_tokenizer
     from minedge.io.gguf import GGUFFile, read_config
 
     with GGUFFile(path) as file:
@@ -217,6 +219,11 @@ def _gguf(path: Path) -> dict[str, Any]:
             loads = f"{c.n_layer} layers, {c.n_embd} wide, {c.n_head} heads, vocabulary {c.vocab_size:,}"
         except MinedgeFormatError as error:
             loads = f"cannot be loaded: {str(error).removeprefix(f'{path}: ')}"
+        try:
+            told = open_tokenizer(path)
+            opened = "none" if told is None else f"{told['tokens']:,} tokens, end of text {told['eos_token']!r}"
+        except MinedgeFormatError as error:
+            told, opened = None, f"cannot be opened: {str(error).removeprefix(f'{path}: ')}"
         get, tokens = file.get, file.header.metadata.get("tokenizer.ggml.tokens")
         tensors = [
             {"name": name, "dtype": info.type.name, "shape": list(info.shape), "bytes": info.nbytes}
@@ -231,6 +238,8 @@ def _gguf(path: Path) -> dict[str, Any]:
             "metadata_keys": len(file.header.metadata),
             "tokenizer": get("tokenizer.ggml.model", str) or "none",
             "tokens": getattr(tokens, "count", 0),
+            "opened": opened,
+            "chat_template": "none" if told is None else told["chat_template"],
             "on_disk": file.header.file_size,
             "types": ", ".join(f"{n} of {kind}" for kind, n in kinds.items()) or "none",
             "tensors": tensors,

@@ -1,7 +1,7 @@
 """Data from files and folders, and the built-in corpus and task.
 
     load_data("stdlib")         the built-in corpus         load_data("notes.txt")     running text
-    load_data("stdlib-task")    the built-in task           load_data("data.jsonl")    text, or prompt and completion
+    load_data("stdlib-task")    the built-in task           load_data("data.jsonl")    text, prompts or conversations
     load_data("folder")         train.*, valid.*, test.*    load_data("reviews.tsv")   a label, a space, the text
 
 Formats follow the file's ending: .txt and .md are text, .jsonl is JSONL, anything else must be labelled lines;
@@ -11,14 +11,14 @@ Formats follow the file's ending: .txt and .md are text, .jsonl is JSONL, anythi
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from minedge.data.packing import PackedData, Pairs, Split, Texts, pack
+from minedge.data.files import HELD_OUT, divide, numbered_lines, read_text
+from minedge.data.jsonl import jsonl_parts
+from minedge.data.packing import PackedData, Split, Texts, pack
 from minedge.data.splits import stdlib_splits
 from minedge.data.task import Example, Labelled, Task, stdlib_task
 from minedge.data.tokenizer import Tokenizer
@@ -34,9 +34,7 @@ _ROLES = {
     for part, words in {"train": "train training", "valid": "valid validation val dev", "test": "test"}.items()
     for word in words.split()
 }
-_Record = TypeVar("_Record", bound="tuple[str, ...]")
 _MAX_LABELS = 100
-_HELD_OUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,13 @@ def load_data(
     format: str | None = None,
     label_words: Mapping[str, str] | None = None,
     template: str | None = None,
+    chat_template: bool = True,
 ) -> Dataset:
     """Load a file, a folder or a built-in set.
 
     `label_words` maps labels of labelled lines to the words a model is asked for (default: the labels themselves, or
-    labels.json in the folder). Raises UsageError for what cannot be used, MinedgeFormatError for a damaged file.
+    labels.json in the folder). `chat_template` False keeps prompts and conversations away from the chat template of the
+    model's tokenizer. Raises UsageError for what cannot be used, MinedgeFormatError for a damaged file.
     """
     if format is not None and format not in FORMATS:
         raise UsageError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
@@ -93,8 +93,10 @@ def load_data(
         raise UsageError(
             f"{path}: expected parts of one format, got {', '.join(sorted(formats))}; keep one format to a folder"
         )
-    readers = {"text": _text, "jsonl": _jsonl, "labels": _labels}
-    return readers[formats.pop()](path.name, files, label_words, template)
+    found = formats.pop()
+    if found == "jsonl":
+        return _dataset(path.name, jsonl_parts(path.name, files, chat_template))
+    return {"text": _text, "labels": _labels}[found](path.name, files, label_words, template)
 
 
 def _dataset(
@@ -137,29 +139,8 @@ def _folder_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _read(file: Path) -> str:
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MinedgeFormatError(
-            f"{file}: expected UTF-8 text, byte {error.start} is not; convert it with iconv"
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror})") from None
-    if not text.strip():
-        raise UsageError(f"{file}: expected data, the file is empty")
-    return text.replace("\r\n", "\n")
-
-
-def _lines(file: Path) -> list[tuple[int, str]]:
-    """(line number, line) of the lines that hold something. Only a newline ends a line: JSON may hold other
-    separators.
-    """
-    return [(number, line) for number, line in enumerate(_read(file).split("\n"), 1) if line.strip()]
-
-
 def _text(name: str, files: Mapping[str, Path], label_words: object, template: object) -> Dataset:
-    texts = {part: _read(file) for part, file in files.items()}
+    texts = {part: read_text(file) for part, file in files.items()}
     if set(texts) == {"train"}:
         texts = _cut(texts["train"])
     return _dataset(name, {part: Texts((text,)) for part, text in texts.items()})
@@ -175,66 +156,17 @@ def _cut(text: str) -> dict[str, str]:
         starts.append(at)
         at += len(line)
     cuts = [
-        next((s for s in starts if s >= share * len(text)), len(text)) for share in (1 - 2 * _HELD_OUT, 1 - _HELD_OUT)
+        next((s for s in starts if s >= share * len(text)), len(text)) for share in (1 - 2 * HELD_OUT, 1 - HELD_OUT)
     ]
     parts = {"train": text[: cuts[0]], "valid": text[cuts[0] : cuts[1]], "test": text[cuts[1] :]}
     return parts if all(part.strip() for part in parts.values()) else {"train": text}
-
-
-def _jsonl(name: str, files: Mapping[str, Path], label_words: object, template: object) -> Dataset:
-    records = {part: _json_records(file) for part, file in files.items()}
-    kinds = {len(record) for found in records.values() for record in found}
-    if len(kinds) > 1:
-        raise MinedgeFormatError(
-            f'{name}: one file holds {{"text"}} records, another {{"prompt", "completion"}}; keep one kind'
-        )
-    if set(records) == {"train"}:
-        records = _divide(records["train"])
-    if kinds == {1}:
-        parts: dict[str, Split] = {part: Texts(tuple(record[0] for record in found)) for part, found in records.items()}
-    else:
-        parts = {part: Pairs(tuple((record[0], record[1]) for record in found)) for part, found in records.items()}
-    return _dataset(name, parts)
-
-
-def _json_records(file: Path) -> list[tuple[str, ...]]:
-    """(text,) or (prompt, completion) of every line."""
-    found: list[tuple[str, ...]] = []
-    for number, line in _lines(file):
-        where = f"{file}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise MinedgeFormatError(f"{where}: expected one JSON object, got invalid JSON ({error})") from None
-        keys = ("text",) if isinstance(record, dict) and "text" in record else ("prompt", "completion")
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
-            got = ", ".join(sorted(record)) or "nothing" if isinstance(record, dict) else type(record).__name__
-            raise MinedgeFormatError(f'{where}: expected strings "text" or "prompt" and "completion", got {got}')
-        if found and len(found[0]) != len(keys):
-            raise MinedgeFormatError(
-                f'{where}: {{"text"}} and {{"prompt", "completion"}} records are mixed; keep one kind'
-            )
-        if not record[keys[-1]].strip():
-            raise MinedgeFormatError(f'{where}: "{keys[-1]}" is empty')
-        found.append(tuple(record[key] for key in keys))
-    return found
-
-
-def _divide(records: Sequence[_Record]) -> dict[str, list[_Record]]:
-    """90/5/5 by a hash of the content, so that copies of a record stay in one part; too few records stay whole."""
-    parts: dict[str, list[_Record]] = {"train": [], "valid": [], "test": []}
-    for record in records:
-        digest = hashlib.sha256(json.dumps(record).encode()).digest()
-        u = int.from_bytes(digest[:8], "big") / 2**64
-        parts["test" if u < _HELD_OUT else "valid" if u < 2 * _HELD_OUT else "train"].append(record)
-    return parts if all(parts.values()) else {"train": list(records)}
 
 
 def _label_file(file: Path) -> dict[str, str] | None:
     if not file.is_file():
         return None
     try:
-        words = json.loads(_read(file))
+        words = json.loads(read_text(file))
     except ValueError as error:
         raise MinedgeFormatError(f"{file}: expected JSON, got {error}") from None
     if not isinstance(words, dict) or not all(isinstance(word, str) for word in words.values()):
@@ -259,7 +191,7 @@ def _labels(
     if label_words is not None and (missing := [label for label in labels if label not in label_words]):
         raise UsageError(f"label_words: expected a word for every label of {name}, got none for {', '.join(missing)}")
     if set(records) == {"train"}:
-        records = _divide(records["train"])
+        records = divide(records["train"])
     parts = {
         part: tuple(Example(text, labels.index(label)) for label, text in found) for part, found in records.items()
     }
@@ -269,7 +201,7 @@ def _labels(
 
 def _label_records(file: Path) -> list[tuple[str, str]]:
     found = []
-    for number, line in _lines(file):
+    for number, line in numbered_lines(file):
         label, _, text = line.strip().replace("\t", " ", 1).partition(" ")
         if not text.strip():
             raise MinedgeFormatError(

@@ -181,12 +181,17 @@ class Pairs:
     """(prompt, completion) examples: only the completion and the end-of-text token after it are predicted."""
 
     pairs: tuple[tuple[str, str], ...]
+    chat_template: bool = True  # through the tokenizer's template, as a question and its answer, where it has one
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def pack(self, tokenizer: Tokenizer, seq_len: int) -> PackedRows:
         """One example to a row; a prompt that does not fit loses its beginning, a completion its end."""
+        if self.chat_template and getattr(tokenizer, "chat_template", None):
+            from minedge.data.conversations import Conversations  # which needs this file
+
+            return Conversations.of_pairs(self.pairs).pack(tokenizer, seq_len)
         end = _separator(tokenizer)
         prompts = tokenizer.encode_batch([prompt for prompt, _ in self.pairs])
         completions = tokenizer.encode_batch([completion for _, completion in self.pairs])

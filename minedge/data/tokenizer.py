@@ -1,13 +1,17 @@
-"""Byte-level BPE through the `tokenizers` library, loaded only when a tokenizer is really used."""
+"""Text to token ids through the `tokenizers` library, loaded only when a tokenizer is really used.
+
+A tokenizer brings along what its folder says about it (tokenizer_config.json, the chat template), and writes it again.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from minedge.data.chat_template import MAX_SOURCE, ChatTemplate, from_settings
 from minedge.errors import MinedgeFormatError
 
 if TYPE_CHECKING:
@@ -17,18 +21,47 @@ __all__ = ["END_OF_TEXT", "Tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<|im_end|>", "<|end_of_text|>", "<eos>")
+_TEMPLATE_FILE = "chat_template.jinja"
 _START_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 
 
 class Tokenizer:
-    """Text to token ids and back. `eos_id` separates documents, `bos_id` starts one; they are often the same."""
+    """Text to token ids and back. `eos_id` separates documents, `bos_id` starts one; they are often the same.
+
+    settings       tokenizer_config.json as it was read; written again by `save`
+    chat_template  the Jinja2 source of the template that messages go through, or None
+    """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, eos_token: str | None = None, bos_token: str | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_token: str | None = None,
+        bos_token: str | None = None,
+        chat_template: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.backend = backend
+        self.settings = dict(settings or {})
         self.eos_token = eos_token or self._first_of(_END_NAMES)
         self.bos_token = bos_token or self._first_of(_START_NAMES) or self.eos_token
+        named = dict(from_settings(self.settings.get("chat_template")))
+        self._template_in_settings = named.get("default") or next(iter(named.values()), None)
+        self.chat_template = chat_template or self._template_in_settings
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template with this tokenizer's special tokens, or None where there is none."""
+        if not self.chat_template:
+            return None
+        tokens = {key: _spelled(value) for key, value in self.settings.items() if key.endswith("_token")}
+        if not self.settings:
+            tokens = {"eos_token": self.eos_token, "bos_token": self.bos_token}
+        return ChatTemplate(self.chat_template, {key: text for key, text in tokens.items() if text is not None})
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The special tokens as a text spells them; `encode` gives each its own id."""
+        return frozenset(t.content for t in self.backend.get_added_tokens_decoder().values() if t.special)
 
     def _first_of(self, names: Sequence[str]) -> str | None:
         return next((name for name in names if self.backend.token_to_id(name) is not None), None)
@@ -95,15 +128,19 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json as Hugging Face lays them out."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {
+        settings = dict(self.settings) or {
             "add_prefix_space": False,
-            "bos_token": self.bos_token,
             "clean_up_tokenization_spaces": False,
-            "eos_token": self.eos_token,
             "tokenizer_class": "PreTrainedTokenizerFast",
         }
+        same = Tokenizer(self.backend, _spelled(settings.get("eos_token")), _spelled(settings.get("bos_token")))
+        for key in ("bos_token", "eos_token"):  # what a reader would find by itself stays as it was written
+            if not self.settings or getattr(same, key) != getattr(self, key):
+                settings[key] = getattr(self, key)
         _replace(folder / "tokenizer.json", self.backend.to_str(pretty=True))
-        _replace(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+        if self.chat_template and self.chat_template != self._template_in_settings:
+            _replace(folder / _TEMPLATE_FILE, self.chat_template)
+        _replace(folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -130,7 +167,11 @@ class Tokenizer:
         if not isinstance(settings, dict):
             raise MinedgeFormatError(f"{settings_file}: expected a JSON object, got {type(settings).__name__}")
         return cls(
-            backend, eos_token=_spelled(settings.get("eos_token")), bos_token=_spelled(settings.get("bos_token"))
+            backend,
+            eos_token=_spelled(settings.get("eos_token")),
+            bos_token=_spelled(settings.get("bos_token")),
+            chat_template=_template_file(file.parent / _TEMPLATE_FILE),
+            settings=settings,
         )
 
 
@@ -139,6 +180,18 @@ def _spelled(entry: object) -> str | None:
     if isinstance(entry, dict):
         entry = entry.get("content")
     return entry if isinstance(entry, str) else None
+
+
+def _template_file(path: Path) -> str | None:
+    """The template that lies in a file of its own, as newer folders have it; it goes before tokenizer_config.json's."""
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_SOURCE:
+        raise MinedgeFormatError(f"{path}: {path.stat().st_size} bytes, expected at most {MAX_SOURCE}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MinedgeFormatError(f"{path}: expected UTF-8 text, byte {error.start} is not") from None
 
 
 def _replace(path: Path, text: str) -> None:

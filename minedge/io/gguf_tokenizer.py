@@ -62,9 +62,13 @@ def read_tokenizer(file: Any, vocab_size: int) -> Tokenizer | None:
     bos, eos = (file.get(f"{prefix}{name}_token_id", int) for name in ("bos", "eos"))
     if kind == "llama":
         space, add_bos = (file.get(prefix + key, bool) for key in ("add_space_prefix", "add_bos_token"))
-        return spm.build(tokens, scores, types, where, bos, eos, space is not False, add_bos is not False)
-    merges = _merges(file.array(prefix + "merges", str) or [], where)
-    return _byte_level(tokens, types, merges, pre, (bos, eos), bool(file.get(prefix + "add_bos_token", bool)), where)
+        found = spm.build(tokens, scores, types, where, bos, eos, space is not False, add_bos is not False)
+    else:
+        merges = _merges(file.array(prefix + "merges", str) or [], where)
+        add_bos = file.get(prefix + "add_bos_token", bool) is True
+        found = _byte_level(tokens, types, merges, pre, (bos, eos), add_bos, where)
+    found.chat_template = file.get("tokenizer.chat_template", str)
+    return found
 
 
 def _merges(lines: list[str], where: str) -> list[tuple[str, str]]:
@@ -146,9 +150,8 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, tuple[str, 
     out["add_bos_token"] = ("bool", _adds(data, tokenizer.bos_token))
     out["add_eos_token"] = ("bool", False)
     named = {f"tokenizer.ggml.{key}": value for key, value in out.items()}
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, str) and template:
-        named["tokenizer.chat_template"] = ("string", template)
+    if tokenizer.chat_template:
+        named["tokenizer.chat_template"] = ("string", tokenizer.chat_template)
     return named
 
 

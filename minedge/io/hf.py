@@ -207,7 +207,8 @@ def _check_tied_head(head: Stored, embedding: Stored | None) -> None:
 def _read_tokenizer(folder: Path, config: Config) -> Any:
     from minedge.data.tokenizer import Tokenizer
 
-    member(folder, "tokenizer_config.json")
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        member(folder, name)
     if not member(folder, "tokenizer.json").exists():
         return None
     tokenizer = Tokenizer.load(folder)

@@ -30,7 +30,7 @@ from minedge.io.jsonfile import open_regular
 from minedge.model.linears import LinearKind, dense_kind
 from minedge.model.shapes import linear_shapes, param_shapes
 
-__all__ = ["read_model", "read_tokenizer"]
+__all__ = ["read_model", "read_tokenizer", "tokenizer_beside"]
 
 _HEADER = 28
 _LIMITS = {  # what no model of this format comes near
@@ -65,7 +65,11 @@ def read_model(
                     params[key] = _half_split(config, key, array)
     for array in params.values():
         array.flags.writeable = False
-    found = read_tokenizer(tokenizer, config.vocab_size) if tokenizer else _beside(Path(path), config.vocab_size)
+    found = (
+        read_tokenizer(tokenizer, config.vocab_size)
+        if tokenizer
+        else tokenizer_beside(Path(path), config.vocab_size)
+    )
     return config, {key: params[key] for key in param_shapes(config, linears)}, linears, found
 
 
@@ -203,7 +207,7 @@ def _type(i: int, piece: str) -> int:
     return spm.BYTE if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">") else spm.NORMAL
 
 
-def _beside(path: Path, vocab_size: int) -> Tokenizer | None:
+def tokenizer_beside(path: Path, vocab_size: int) -> Tokenizer | None:
     """The tokenizer that lies in the model's folder, by the names llama2.c gives it."""
     names = [f"tok{vocab_size}.bin", "tokenizer.bin", f"tok{vocab_size}.model", "tokenizer.model"]
     for name in names:
