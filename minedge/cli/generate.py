@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from minedge.cli.common import load_model, model_facts, need_tokenizer, read_prompt
 from minedge.cli.console import Console
 from minedge.cli.parser import fraction, integer, model_options, real
+from minedge.errors import UsageError
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "Meter", "add_options", "run", "sampling_options", "sampling_values"]
 
@@ -22,6 +23,7 @@ EXAMPLES = (
     'minedge generate --prompt "Return the" --temp 0.8 --top-p 0.95 --seed 7 --max-tokens 200',
     "minedge generate --model my-model --adapter-path my-adapter --prompt - < prompt.txt",
     'minedge generate --prompt "import" --stop "\\n\\n" --json',
+    'minedge generate --model my-model --draft-model my-small-model --num-draft-tokens 3 --prompt "The"',
 )
 
 
@@ -30,6 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", "-p", required=True, metavar="TEXT", help="text to continue; - reads stdin")
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help=r"end before this text (\n is a newline); repeatable"
+    )
+    parser.add_argument(
+        "--draft-model", metavar="NAME_OR_DIR",
+        help="smaller model of the same vocabulary that guesses tokens ahead: the same text, often sooner (--temp 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--num-draft-tokens", type=integer(1, 64), metavar="N", help="tokens to guess at a time (default: 4)"
     )
     sampling_options(parser, max_tokens=100)
 
@@ -62,6 +71,7 @@ def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    draft, counts = _draft(args)
     model = load_model(args)
     meter = Meter(need_tokenizer(model))
     stops = [text.replace("\\n", "\n").replace("\\t", "\t") for text in args.stop or []]
@@ -69,18 +79,40 @@ def run(args: argparse.Namespace, console: Console) -> int:
     pieces: list[str] = []
     meter.start()
     for piece in replace(model, tokenizer=meter).generate(
-        read_prompt(args.prompt), stop=stops, stream=True, **settings
+        read_prompt(args.prompt), stop=stops, stream=True, **settings, **draft
     ):
         pieces.append(piece)
         console.piece(piece)
     console.out()
     facts = meter.facts(model.config.context_length, args.max_tokens)
     if not console.json_mode:
-        console.status(f"{summary(facts)} ({model.ops.spec})")
+        share = f"; {counts.accepted_share:.0%} of the guesses accepted" if counts.proposed else ""
+        console.status(f"{summary(facts)} ({model.ops.spec}){share}")
+    if draft:
+        settings["num_draft_tokens"] = draft["n_draft"]
+        facts["draft"] = {
+            "model": model_facts(draft["draft_model"]), **asdict(counts), "accepted_share": counts.accepted_share
+        }  # fmt: skip
     console.result(
         {"text": "".join(pieces), **facts, "settings": {**settings, "stop": stops}, "model": model_facts(model)}
     )
     return 0
+
+
+def _draft(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+    """Arguments of `Model.generate` for --draft-model, none without it; and where its guesses are counted."""
+    from minedge.model.speculative import DraftCounts
+
+    counts = DraftCounts()
+    if args.draft_model is None:
+        if args.num_draft_tokens is not None:
+            raise UsageError("--num-draft-tokens: belongs to --draft-model, which is missing")
+        return {}, counts
+    if args.temp != 0:
+        raise UsageError(f"--draft-model: works with --temp 0 only, got {args.temp:g}; leave one of them out")
+    model = load_model(argparse.Namespace(model=args.draft_model, backend=args.backend))
+    need_tokenizer(model)
+    return {"draft_model": model, "n_draft": args.num_draft_tokens or 4, "draft_counts": counts}, counts
 
 
 class Meter:

@@ -2,7 +2,7 @@ r"""Sampling text: the chain from logits to a token, and the loop with a key/val
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +116,17 @@ def generate_ids(model: Model, prompt: list[int], max_tokens: int, s: Sampling) 
 
 
 def generate_text(
-    model: Model, prompt: str, max_tokens: int, s: Sampling, stop: str | list[str] | None = None
+    model: Model,
+    prompt: str,
+    max_tokens: int,
+    s: Sampling,
+    stop: str | list[str] | None = None,
+    continue_ids: Callable[[list[int]], Iterator[int]] | None = None,
 ) -> Iterator[str]:
-    """Pieces of text as they become certain: whole characters, and nothing that may turn out to begin a stop string."""
+    """Pieces of text as they become certain: whole characters, and nothing that may turn out to begin a stop string.
+
+    continue_ids  prompt ids -> the ids that follow, another way to them than `generate_ids`
+    """
     if model.tokenizer is None:
         raise UsageError("model: it has no tokenizer; use generate_ids with token ids")
     stops = [stop] if isinstance(stop, str) else list(stop or [])
@@ -130,14 +138,15 @@ def generate_text(
         ids = [start] if isinstance(start, int) else list(start)
     if not ids:
         raise UsageError("prompt: it is empty and the model names no token to start from")
-    return _stream(model, ids, max_tokens, s, stops)
+    tokens = generate_ids(model, ids, max_tokens, s) if continue_ids is None else continue_ids(ids)
+    return _stream(model, tokens, stops)
 
 
-def _stream(model: Model, ids: list[int], max_tokens: int, s: Sampling, stops: list[str]) -> Iterator[str]:
+def _stream(model: Model, tokens: Iterator[int], stops: list[str]) -> Iterator[str]:
     new: list[int] = []
     sent = 0
     text = ""
-    for token in generate_ids(model, ids, max_tokens, s):
+    for token in tokens:
         new.append(token)
         # Decoding all new ids each time keeps joins right; a cut multi-byte character shows as U+FFFD at the end and
         # waits.

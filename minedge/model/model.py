@@ -8,8 +8,9 @@ it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from minedge.config import Config
 from minedge.errors import UsageError
 from minedge.model import generate as _generate
-from minedge.model import transformer
+from minedge.model import speculative, transformer
 from minedge.model.linears import Dense, LinearKind
 from minedge.model.noise import Noise
 from minedge.ops import Ops
@@ -184,14 +185,27 @@ class Model:
         stop: str | list[str] | None = None,
         seed: int = 0,
         stream: bool = False,
+        draft_model: Model | None = None,
+        n_draft: int = 4,
+        draft_counts: speculative.DraftCounts | None = None,
     ) -> str | Iterator[str]:
         """Continue `prompt`; the continuation as text, or its pieces as they come with `stream`. Ends at EOS or a
         stop string.
 
         temperature 0 takes the likeliest token; top_k, top_p, min_p cut the distribution in that order before sampling.
+        With a draft_model of the same vocabulary, `n_draft` tokens at a time are guessed by it and checked in one pass:
+        the same text, sooner if the draft is much faster and often right (minedge/model/speculative.py); temperature 0
+        only. draft_counts, if given, is told how often it was.
         """
         settings = _generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        pieces = _generate.generate_text(self, prompt, max_tokens, settings, stop)
+        drafted: Callable[[list[int]], Iterator[int]] | None = None
+        if draft_model is not None:
+            speculative.check_draft(self, draft_model, n_draft, settings)
+            drafted = partial(
+                speculative.generate_ids_speculative, self, draft_model, max_tokens=max_tokens, n_draft=n_draft,
+                s=settings, counts=draft_counts,
+            )  # fmt: skip
+        pieces = _generate.generate_text(self, prompt, max_tokens, settings, stop, drafted)
         return pieces if stream else "".join(pieces)
 
     # --- other models -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""minedge fuse with several adapters and over quantized weights, and quantize --type nf4."""
+"""minedge fuse with several adapters and over quantized weights, and quantize --type nf4 and --bits 8."""
 
 from __future__ import annotations
 
@@ -104,4 +104,36 @@ def test_quantize_to_nf4(home, cli):
         (["--type", "nf5"], "did you mean 'nf4'"),
     ):
         result = cli("quantize", "-m", "tiny", "--out", "z", *words)
+        assert result.code == 2 and says in result.err, result.err
+
+
+def test_quantize_to_int8_and_draft_with_it(home, cli):
+    report = run(cli, "quantize", "-m", "tiny", "--bits", "8", "--embeddings", "--out", "q")
+    assert (report["type"], report["bits"], report["group_size"], report["dense_linears"]) == ("int8", 8, 32, [])
+    assert report["linear_bytes_after"] / report["linear_bytes_before"] == (1 + 2 / 32) / 4
+    assert run(cli, "quantize", "-m", "tiny", "--type", "int8", "--out", "p")["bits"] == 8
+    run(cli, "convert", "q", "q.gguf")
+    assert minedge.load("q.gguf").linears == minedge.load("q").linears
+    for words, says in (
+        (["--bits", "8", "--type", "int4"], "int4 has 4-bit codes"),
+        (["--bits", "8", "--group-size", "64"], "--group-size"),
+        (["--bits", "8", "--scale", "mse"], "--scale"),
+        (["--bits", "5"], "--bits: expected 4 or 8"),
+    ):
+        result = cli("quantize", "-m", "tiny", "--out", "z", *words)
+        assert result.code == 2 and says in result.err, result.err
+    words = ("generate", "-m", "tiny", "-p", "The quick", "--max-tokens", "30")
+    plain, drafted = run(cli, *words), run(cli, *words, "--draft-model", "q", "--num-draft-tokens", 3)
+    assert drafted["text"] == plain["text"] and drafted["generated_tokens"] == plain["generated_tokens"] == 30
+    draft = drafted["draft"]
+    assert draft["passes"] + draft["accepted"] == 30
+    assert draft["accepted_share"] == draft["accepted"] / draft["proposed"] > 0.5
+    assert drafted["settings"]["num_draft_tokens"] == 3 and draft["model"]["name"] == "q" and "draft" not in plain
+    assert "guesses accepted" in cli(*words, "--draft-model", "q").err
+    for more, says in (
+        (["--draft-model", "q", "--temp", "0.5"], "--draft-model: works with --temp 0"),
+        (["--num-draft-tokens", "3"], "--num-draft-tokens: belongs to --draft-model"),
+        (["--draft-model", "bundled"], "vocabulary"),
+    ):
+        result = cli(*words, *more)
         assert result.code == 2 and says in result.err, result.err

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from minedge.compress import int4, nf4, prune
+from minedge.compress import int4, int8, nf4, prune
 from minedge.finetune import dora, lora, lora_several
-from minedge.model import linears
+from minedge.model import linears, speculative
 from minedge.model.linears import Dense
 from minedge.ops.numpy_ops import int4 as int4_ops
 from minedge.ops.numpy_ops import nf4 as nf4_ops
-from tests.methods import checks, dora_checks, nf4_checks, several_checks
+from minedge.ops.numpy_ops import q8 as q8_ops
+from tests.methods import checks, dora_checks, int8_checks, nf4_checks, several_checks
+from tests.model import speculative_checks
 from tests.mutants.planting import mutated_module
 
 
@@ -141,6 +143,38 @@ MUTANTS = {
     "n of m removed instead of kept": (
         prune, "order[:, : m - n]", "order[:, : n]", [checks.prune_nm_holds_in_every_group]),
     "largest of m removed": (prune, "order[:, : m - n]", "order[:, n:]", [checks.prune_nm_holds_in_every_group]),
+    "8-bit halves to even": (
+        q8_ops, "whole = np.trunc(scaled)", "whole = np.rint(scaled)", [int8_checks.int8_bytes_are_ggml_q8_0]),
+    "half added before truncating": (
+        q8_ops, "whole += np.copysign(np.abs(scaled - whole) >= 0.5, scaled)",
+        "whole = np.trunc(scaled + np.copysign(F32(0.5), scaled))", [int8_checks.int8_bytes_are_ggml_q8_0]),
+    "8-bit codes divided instead of multiplied": (
+        q8_ops, "scaled = x * inverse[..., None]", "scaled = np.where(d != 0, 1, 0)[..., None] * x / d[..., None]",
+        [int8_checks.int8_bytes_are_ggml_q8_0]),
+    "gradients of the last tile alone": (
+        int8, "dx += ops.linear_forward", "dx = ops.linear_forward", [int8_checks.int8_kind_is_its_equations]),
+    "scales of other rows of the embedding": (
+        int8, 'params[f"{name}.scales"][flat]', 'params[f"{name}.scales"][flat[::-1]]',
+        [int8_checks.int8_kind_is_its_equations]),
+    "a guess fewer than asked for": (
+        speculative, "n = min(n_draft,", "n = min(n_draft - 1,", [speculative_checks.counts_are_those_of_a_replay]),
+    "refused guesses counted as accepted": (
+        speculative, "counts.accepted += token == guess", "counts.accepted += guess is not None",
+        [speculative_checks.counts_are_those_of_a_replay]),
+    "the draft does not read its own guesses": (
+        speculative, "text = [*seen, *guesses]", "text = [*seen, *guesses[:-1], *seen[-1:]] if guesses else seen",
+        [speculative_checks.counts_are_those_of_a_replay]),
+    "a guess kept without asking": (
+        speculative, "if token != guess:", "if token != guess and guess is None:",
+        [speculative_checks.text_is_the_targets_own]),
+    "the target's token after a wrong guess lost": (
+        speculative, "            yield token\n", "            if token == guess: yield token\n",
+        [speculative_checks.text_is_the_targets_own]),
+    "a token too many": (
+        speculative, "left - 1, guesser.room", "left, guesser.room", [speculative_checks.text_is_the_targets_own]),
+    "end of text ignored": (
+        speculative, "            if token in eos:", "            if False:",
+        [speculative_checks.end_of_text_ends_it]),
     "nibbles swapped when packed": (
         int4_ops, "packed = q[..., :16] | (q[..., 16:] << 4)", "packed = (q[..., :16] << 4) | q[..., 16:]",
         [checks.int4_every_byte_round_trips, checks.int4_bytes_are_ggml_q4_0]),

@@ -194,6 +194,11 @@ MUTANTS = [
     Mutant("nested blocks of 64", "nf4", "NESTED_BLOCK = 256", "NESTED_BLOCK = 64", "absmax"),
     Mutant("six decades of the map", "nf4", "10.0 ** (exponent - 6)", "10.0 ** (exponent - 6.02)", "absmax"),
     Mutant("8-bit codes truncated", "nf4", "/ 2\nNEAREST", "/ 1\nNEAREST", "absmax"),
+    Mutant("8-bit halves towards zero", "q8", "np.abs(scaled - whole) >= 0.5", "np.abs(scaled - whole) > 0.5", "q8"),
+    Mutant("8-bit weights truncated", "q8", "np.abs(scaled - whole) >= 0.5", "np.abs(scaled - whole) >= 1", "q8"),
+    Mutant("8-bit scale of the largest, not of the size", "q8", "np.abs(x).max(axis=-1)", "x.max(axis=-1)", "q8"),
+    Mutant("8-bit scale by 128", "q8", "/ F32(127)", "/ F32(128)", "q8"),
+    Mutant("8-bit scale of another group", "q8", "(F32)[..., None]", "(F32)[:, ::-1, None]", "q8"),
     Mutant("partial sums in 16 bits", "int4", "xb, wb)", "xb, wb).astype(np.int16).astype(np.int32)", "partials"),
     Mutant(
         "mask bits read from the other end", "masks", 'count=n, bitorder="little"', 'count=n, bitorder="big"', "masks"

@@ -1,0 +1,182 @@
+r"""Speculative decoding: a small draft model guesses the next tokens, the target checks all of them in one forward pass
+(Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318). The text is the target's own.
+
+    repeat   the draft proposes d_1 .. d_g, one token at a time
+             one forward of the target over the last token and d_1 .. d_g gives its choices t_1 .. t_(g+1),
+             t_i what it would say after d_1 .. d_(i-1)
+             keep t_1 .. t_k, k the first place where t_k != d_k (g + 1 if there is none); both caches forget the rest
+
+If a guess is right with probability a, independently, a pass of the target gives on average (their Eq. 1)
+
+    (1 - a^(g+1)) / (1 - a)      tokens, between 1 (nothing right) and g + 1 (all right).
+
+Reading g + 1 rows of activations costs little more than one where weights come from memory, so a pass is worth about
+that many. The draft has to be much faster than the target, and write like it: a smaller model of the same family, or
+the same model in fewer bits.
+
+Greedy only (temperature 0): t_i is the argmax of the target, whatever the draft is. What "identical" rests on: a
+token's logits must be the same bits whether it is read alone or among others. Attention over a filled cache takes one
+query at a time (transformer.py), so this hangs on the products with weights. In the C tier it holds for every kind,
+and in the Numba tier for models whose matrices are all Int4, embedding and head included. In the NumPy tier, and for
+float products of the Numba tier, BLAS may add up one row in another order than the same row among many, so a near-tie
+(two logits apart by rounding only) could go the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minedge.errors import UsageError
+from minedge.model import transformer
+from minedge.model.generate import Sampling, probabilities
+from minedge.model.kvcache import KVCache
+
+if TYPE_CHECKING:
+    from minedge.model.model import Model
+
+__all__ = ["DraftCounts", "check_draft", "generate_ids_speculative"]
+
+Array = NDArray[Any]
+
+
+@dataclass
+class DraftCounts:
+    """What came of a draft model's guesses; filled in while text is generated."""
+
+    passes: int = 0  # forward passes of the target
+    proposed: int = 0
+    accepted: int = 0  # proposals that were the target's own choice
+
+    @property
+    def accepted_share(self) -> float | None:
+        """accepted / proposed, None where nothing was proposed."""
+        return self.accepted / self.proposed if self.proposed else None
+
+
+def check_draft(model: Model, draft: Model, n_draft: int, s: Sampling) -> None:
+    """Raise `UsageError` unless `draft` can propose tokens to `model`."""
+    if s.temperature != 0:
+        raise UsageError(
+            f"temperature: a draft model works with temperature 0 only, got {s.temperature:g}; leave the draft out to "
+            "sample"
+        )
+    if isinstance(n_draft, bool) or not isinstance(n_draft, int) or n_draft < 1:
+        raise UsageError(f"n_draft: expected a number of tokens >= 1, got {n_draft!r}")
+    own, other = (m.config.vocab_size for m in (model, draft))
+    if own != other:
+        raise UsageError(f"draft_model: expected the model's vocabulary of {own} tokens, it has {other}")
+    ours, theirs = _vocabulary(model.tokenizer), _vocabulary(draft.tokenizer)
+    if ours is not None and theirs is not None and ours != theirs:
+        odd = min(text for text in ours.keys() | theirs.keys() if ours.get(text) != theirs.get(text))
+        raise UsageError(
+            f"draft_model: expected the model's vocabulary, but token {odd!r} has id {theirs.get(odd)} there and "
+            f"{ours.get(odd)} here; take a draft of the same family"
+        )
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int] | None:
+    """Token text -> id, None where the tokenizer does not tell."""
+    backend: Any = getattr(tokenizer, "backend", None)
+    return backend.get_vocab(with_added_tokens=True) if hasattr(backend, "get_vocab") else None
+
+
+def generate_ids_speculative(
+    model: Model,
+    draft: Model,
+    prompt_ids: list[int],
+    max_tokens: int,
+    n_draft: int = 4,
+    s: Sampling | None = None,
+    counts: DraftCounts | None = None,
+) -> Iterator[int]:
+    """Token ids that continue `prompt_ids`, as `generate_ids` gives them: until EOS (not yielded), `max_tokens`, or the
+    context is full. Takes fewer passes of `model` the more often `draft` guesses right.
+
+    n_draft  tokens that the draft proposes before each pass
+    s        repetition_penalty may be set; the temperature must be 0
+    counts   is added to as tokens come
+
+    A draft with a shorter context stops proposing where it is full. Raises `UsageError`, here and not at the first
+    token, for a draft with another vocabulary, a temperature above 0, or a number out of range.
+    """
+    s = s or Sampling()
+    check_draft(model, draft, n_draft, s)
+    if max_tokens < 0:
+        raise UsageError(f"max_tokens: expected a number >= 0, got {max_tokens}")
+    model.check_tokens(np.array([prompt_ids], dtype=np.int64))
+    return _generate(model, draft, list(prompt_ids), max_tokens, n_draft, s, counts or DraftCounts())
+
+
+def _generate(
+    model: Model, draft: Model, seen: list[int], max_tokens: int, n_draft: int, s: Sampling, counts: DraftCounts
+) -> Iterator[int]:
+    left = min(max_tokens, model.config.context_length - len(seen))
+    if left <= 0:
+        return
+    reader = _Reader(model, len(seen) + left)
+    guesser = _Reader(draft, min(len(seen) + left, draft.config.context_length))
+    eos = model.config.eos_ids
+    while left > 0:
+        # A pass gives up to one token more than was proposed; the last proposal is not read by the draft itself. The
+        # prompt is read alone, as without a draft: read together with guesses it could round otherwise.
+        n = min(n_draft, left - 1, guesser.room(seen) + 1) if reader.kv.length else 0
+        guesses = _propose(guesser, seen, n, s, eos)
+        logits = reader.read([*seen, *guesses], len(guesses) + 1)
+        counts.passes += 1
+        counts.proposed += len(guesses)
+        for row, guess in zip(logits, [*guesses, None], strict=True):
+            token = _greedy(row, seen, s)
+            counts.accepted += token == guess
+            if token in eos:
+                return
+            yield token
+            seen.append(token)
+            left -= 1
+            if token != guess:
+                break
+        # The last token is read with the next guesses; what follows it in the caches are guesses that were wrong.
+        reader.kv.truncate(len(seen) - 1)
+        guesser.kv.truncate(len(seen) - 1)
+
+
+def _propose(guesser: _Reader, seen: list[int], n: int, s: Sampling, eos: tuple[int, ...]) -> list[int]:
+    """Up to `n` tokens that the draft would say next; none after an end of text."""
+    guesses: list[int] = []
+    while len(guesses) < n:
+        text = [*seen, *guesses]
+        guesses.append(_greedy(guesser.read(text, 1)[0], text, s))
+        if guesses[-1] in eos:
+            break
+    return guesses
+
+
+class _Reader:
+    """A model and what it has read."""
+
+    def __init__(self, model: Model, max_length: int):
+        self.model = model
+        self.kv = KVCache(model.config, 1, max_length)
+
+    def room(self, seen: list[int]) -> int:
+        """How many more tokens than `seen` fit; -1 and less where `seen` itself does not."""
+        return max(-1, self.kv.max_length - len(seen))
+
+    def read(self, text: list[int], n: int) -> Array:
+        """Read what is new in `text`; logits (n, V) of its last n positions."""
+        model, ops = self.model, self.model.ops
+        new = np.array([text[self.kv.length :]], dtype=np.int64)
+        x, _ = transformer.forward_hidden(
+            model.config, model.params, model.linears, new, ops, kv=self.kv, int8=True, keep_cache=False
+        )
+        last = np.ascontiguousarray(x[0, -n:])
+        return transformer.head_forward(model.config, model.params, model.linears, last, ops, int8=True)[0]
+
+
+def _greedy(logits: Array, seen: list[int], s: Sampling) -> int:
+    """The likeliest token, after the repetition penalty."""
+    return int(probabilities(logits, np.array(seen), s).argmax())
