@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from minedge.compress.int4 import Int4
 from minedge.config import Config, did_you_mean
 from minedge.errors import UsageError
 from minedge.finetune.memory import Trace, array_bytes, inference, training_step
+from minedge.finetune.memory_files import loading, packing, saving
 from minedge.finetune.prepare import start_model
 from minedge.finetune.train_config import TrainConfig
 from minedge.model.linears import Dense
@@ -31,9 +33,13 @@ from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes, param_shapes
 from minedge.ops import get as get_ops
 
-__all__ = ["PLANS", "Measured", "Plan", "measure", "peak_bytes", "plan", "reset_peak", "resident_bytes"]
+__all__ = [
+    "FILE_PLANS", "PLANS", "Measured", "Plan", "measure", "peak_bytes", "plan", "plan_files", "reset_peak",
+    "resident_bytes",
+]  # fmt: skip
 
 PLANS = ("inference", "generate", "full", "lora", "mezo")
+FILE_PLANS = ("load", "save", "int4")
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{name:<16}{size / 1e6:>12,.1f} MB" for name, size in self.parts.items()]
         total = f"{'peak':<16}{self.peak / 1e6:>12,.1f} MB   ({self.moment})"
-        return "\n".join([f"{self.method}, batch {self.batch_size} x {self.seq_len}, {self.backend}", *lines, total])
+        rows = f", batch {self.batch_size} x {self.seq_len}" if self.batch_size else ""
+        return "\n".join([f"{self.method}{rows}, {self.backend}", *lines, total])
 
 
 def plan(
@@ -121,6 +128,30 @@ def plan(
         trace.spike(6 * largest if ops.name == "numpy" else 0)  # the temporaries of adamw_'s last line
     n_trainable = sum(int(np.prod(param_shapes(config, linears)[name][0])) for name in names)
     return _made(method, batch_size, seq_len, ops.spec, n_trainable, trace)
+
+
+def plan_files(
+    model: Model | Config, verb: str, dtype: str | None = None, group_size: int = 32, backend: str | None = None
+) -> Plan:
+    """Predict the peak memory of "load" (a folder that holds `model`), "save" (as `dtype`, see `Model.save`) or "int4"
+    (with this `group_size`, the dense model still in use). Of a Config: dense float32.
+
+    Raises `UsageError` for another verb.
+    """
+    if verb not in FILE_PLANS:
+        near = did_you_mean(str(verb), list(FILE_PLANS))
+        raise UsageError(f"verb: expected one of {', '.join(FILE_PLANS)}, got {verb!r}{near}")
+    given = _without_memory(model) if isinstance(model, Config) else model
+    ops = get_ops(backend if backend is not None else given.backend)
+    trace, config, linears = Trace(), given.config, given.linears
+    trace.where = verb
+    if verb == "load":
+        loading(trace, config, linears)
+    elif verb == "save":
+        saving(trace, config, linears, dtype)
+    else:
+        packing(trace, config, linears, Int4(group_size), ops.name)
+    return _made(verb, 0, 0, ops.spec, 0, trace)
 
 
 def _made(method: str, batch_size: int, seq_len: int, spec: str, n_trainable: int, trace: Trace) -> Plan:

@@ -66,9 +66,7 @@ def read_model(
     for array in params.values():
         array.flags.writeable = False
     found = (
-        read_tokenizer(tokenizer, config.vocab_size)
-        if tokenizer
-        else tokenizer_beside(Path(path), config.vocab_size)
+        read_tokenizer(tokenizer, config.vocab_size) if tokenizer else tokenizer_beside(Path(path), config.vocab_size)
     )
     return config, {key: params[key] for key in param_shapes(config, linears)}, linears, found
 
