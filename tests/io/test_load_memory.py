@@ -38,5 +38,5 @@ def test_loading_peaks_under_1_15_times_the_result(kind: str, tmp_path: Path, ru
     loaded = run_python(_LOAD, str(tmp_path / "m"))
     assert loaded.returncode == 0, loaded.stderr
     size, used = map(int, loaded.stdout.split())
-    assert size > 500e6
+    assert size > (140e6 if kind == "q8_0" else 500e6)  # Q8_0 stays packed
     assert used < 1.15 * size
