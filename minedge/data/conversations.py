@@ -55,7 +55,8 @@ class Conversations:
             row, weight, cut = _fitted(ids, weight, seq_len)
             rows.append(row)
             weights.append(weight)
-            n_bytes += round(sum(len(text[a:b].encode()) for a, b in spans) * cut)
+            said = _without("".join(text[a:b] for a, b in spans), special)
+            n_bytes += round(len(said.encode()) * cut)
         pad = tokenizer.eos_id if tokenizer.eos_id is not None else 0
         return PackedRows(rows, weights, pad, n_bytes)
 
@@ -141,6 +142,13 @@ def _scored(tokenizer: Tokenizer, text: str, spans: Sequence[Span]) -> tuple[lis
         for first, last in encoded.offsets
     ]
     return encoded.ids, weights
+
+
+def _without(text: str, special: frozenset[str]) -> str:
+    """Text less its special tokens: bits per byte are of what a reader sees."""
+    for token in special:
+        text = text.replace(token, "")
+    return text
 
 
 def _with_ends(tokenizer: Tokenizer, ids: list[int], weights: list[float]) -> tuple[list[int], list[float]]:

@@ -88,7 +88,7 @@ def test_only_answers_weigh(talker):
     end = talker.token_id("<|im_end|>")
     assert scored == [*talker.encode("four"), end, *talker.encode("Five it is."), end]
     assert tokens[0].tolist() == talker.encode(talker.chat.render(TALK))
-    assert packed.n_bytes == len("four<|im_end|>Five it is.<|im_end|>")
+    assert packed.n_bytes == len("fourFive it is.")
 
 
 @pytest.mark.parametrize("length", [8, 14, 20])
@@ -97,9 +97,10 @@ def test_a_long_conversation_keeps_its_end(talker, length):
     packed = Conversations((TALK,)).pack(talker, length)
     (row,), (weights,) = packed.rows, packed.weights
     assert len(row) == length == len(weights) and row[0] == whole.rows[0][0]
-    assert weights[-1] == 1.0 or length > len(whole.rows[0])
     joined = ",".join(map(str, whole.rows[0]))
-    assert ",".join(map(str, row[1:])) in joined
+    assert ",".join(map(str, row[1:])) in joined and weights[-1] == 1.0
+    answer = [*talker.encode("Five it is."), talker.token_id("<|im_end|>")]
+    assert row[1:] == answer[: length - 1] if len(answer) >= length else row[-len(answer) :] == answer
 
 
 def test_pairs_go_through_the_template_where_there_is_one(talker):
