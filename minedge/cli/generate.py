@@ -22,8 +22,7 @@ EXAMPLES = (
     'minedge generate --prompt "The os module"',
     'minedge generate --prompt "Return the" --temp 0.8 --top-p 0.95 --seed 7 --max-tokens 200',
     "minedge generate --model my-model --adapter-path my-adapter --prompt - < prompt.txt",
-    'minedge generate --prompt "import" --stop "\\n\\n" --json',
-    'minedge generate --model my-model --draft-model my-small-model --num-draft-tokens 3 --prompt "The"',
+    'minedge generate --model my-model --draft-model my-small-model --prompt "import" --stop "\\n\\n" --json',
 )
 
 
@@ -35,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--draft-model", metavar="NAME_OR_DIR",
-        help="smaller model of the same vocabulary that guesses tokens ahead: the same text, often sooner (--temp 0)",
+        help="smaller model of the same vocabulary that guesses tokens ahead: the same greedy text, often sooner",
     )  # fmt: skip
     parser.add_argument(
         "--num-draft-tokens", type=integer(1, 64), metavar="N", help="tokens to guess at a time (default: 4)"
@@ -108,8 +107,6 @@ def _draft(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         if args.num_draft_tokens is not None:
             raise UsageError("--num-draft-tokens: belongs to --draft-model, which is missing")
         return {}, counts
-    if args.temp != 0:
-        raise UsageError(f"--draft-model: works with --temp 0 only, got {args.temp:g}; leave one of them out")
     model = load_model(argparse.Namespace(model=args.draft_model, backend=args.backend))
     need_tokenizer(model)
     return {"draft_model": model, "n_draft": args.num_draft_tokens or 4, "draft_counts": counts}, counts

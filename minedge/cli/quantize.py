@@ -20,8 +20,7 @@ model that is written can be run, and fine-tuned with an adapter on top."""
 EXAMPLES = (
     "minedge quantize --out bundled-int4",
     "minedge quantize --model my-model --embeddings --scale mse --out my-int4 --data stdlib",
-    "minedge quantize --model my-model --group-size 64 --strict --out my-int4 --json",
-    "minedge quantize --model my-model --type nf4 --out my-nf4",
+    "minedge quantize --model my-model --type nf4 --group-size 128 --strict --out my-nf4 --json",
     "minedge quantize --model my-model --bits 8 --embeddings --out my-int8",
 )
 # Type -> bits of a code, usual group size

@@ -16,7 +16,7 @@ from minedge.model.kvcache import KVCache
 if TYPE_CHECKING:
     from minedge.model.model import Model
 
-__all__ = ["Sampling", "generate_ids", "generate_text", "next_token", "probabilities"]
+__all__ = ["Sampling", "draw", "generate_ids", "generate_text", "next_token", "probabilities"]
 
 Array = NDArray[Any]
 
@@ -80,8 +80,11 @@ def probabilities(logits: Array, seen: Array, s: Sampling) -> Array:
 def next_token(logits: Array, seen: Array, s: Sampling, rng: np.random.Generator) -> int:
     """One token id. Temperature 0 draws no random number."""
     p = probabilities(logits, seen, s)
-    if s.temperature == 0:
-        return int(p.argmax())
+    return int(p.argmax()) if s.temperature == 0 else draw(p, rng)
+
+
+def draw(p: Array, rng: np.random.Generator) -> int:
+    """An index with probability p / sum(p), by one uniform number."""
     cumulative = np.cumsum(p)
     return int(min(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"), len(p) - 1))
 

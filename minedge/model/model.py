@@ -194,13 +194,13 @@ class Model:
 
         temperature 0 takes the likeliest token; top_k, top_p, min_p cut the distribution in that order before sampling.
         With a draft_model of the same vocabulary, `n_draft` tokens at a time are guessed by it and checked in one pass:
-        the same text, sooner if the draft is much faster and often right (minedge/model/speculative.py); temperature 0
-        only. draft_counts, if given, is told how often it was.
+        the same greedy text, or draws from the same distribution, sooner if the draft is much faster and often right
+        (minedge/model/speculative.py). draft_counts, if given, is told how often it was.
         """
         settings = _generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         drafted: Callable[[list[int]], Iterator[int]] | None = None
         if draft_model is not None:
-            speculative.check_draft(self, draft_model, n_draft, settings)
+            speculative.check_draft(self, draft_model, n_draft)
             drafted = partial(
                 speculative.generate_ids_speculative, self, draft_model, max_tokens=max_tokens, n_draft=n_draft,
                 s=settings, counts=draft_counts,

@@ -1,10 +1,11 @@
 r"""Speculative decoding: a small draft model guesses the next tokens, the target checks all of them in one forward pass
-(Leviathan et al., arXiv:2211.17192; Chen et al., arXiv:2302.01318). The text is the target's own.
+(Leviathan et al., arXiv:2211.17192, Alg. 1; Chen et al., arXiv:2302.01318). The text is as if the target were alone.
 
-    repeat   the draft proposes d_1 .. d_g, one token at a time
-             one forward of the target over the last token and d_1 .. d_g gives its choices t_1 .. t_(g+1),
-             t_i what it would say after d_1 .. d_(i-1)
-             keep t_1 .. t_k, k the first place where t_k != d_k (g + 1 if there is none); both caches forget the rest
+    repeat   the draft proposes d_1 .. d_g, one token at a time, d_i drawn from its distribution q_i
+             one forward of the target over the last token and d_1 .. d_g gives its distributions p_1 .. p_(g+1)
+             d_i is kept with probability min(1, p_i(d_i) / q_i(d_i)); in place of the first that is not, a token is
+             drawn from max(0, p_i - q_i), normalised; after g that were kept, one from p_(g+1)
+             both caches forget what was not kept
 
 If a guess is right with probability a, independently, a pass of the target gives on average (their Eq. 1)
 
@@ -14,8 +15,10 @@ Reading g + 1 rows of activations costs little more than one where weights come 
 that many. The draft has to be much faster than the target, and write like it: a smaller model of the same family, or
 the same model in fewer bits.
 
-Greedy only (temperature 0): t_i is the argmax of the target, whatever the draft is. What "identical" rests on: a
-token's logits must be the same bits whether it is read alone or among others. Attention over a filled cache takes one
+Above temperature 0 the tokens have the target's distribution exactly, whatever q is (the paper's App. A.1), though a
+seed gives another text than without a draft. At temperature 0 all distributions are certain, so a guess is kept if it
+is the target's own choice, and the text is the target's greedy one. What "identical" rests on: a token's logits must
+be the same bits whether it is read alone or among others. Attention over a filled cache takes one
 query at a time (transformer.py), so this hangs on the products with weights. In the C tier it holds for every kind,
 and in the Numba tier for models whose matrices are all Int4, embedding and head included. In the NumPy tier, and for
 float products of the Numba tier, BLAS may add up one row in another order than the same row among many, so a near-tie
@@ -33,7 +36,7 @@ from numpy.typing import NDArray
 
 from minedge.errors import UsageError
 from minedge.model import transformer
-from minedge.model.generate import Sampling, probabilities
+from minedge.model.generate import Sampling, draw, probabilities
 from minedge.model.kvcache import KVCache
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class DraftCounts:
 
     passes: int = 0  # forward passes of the target
     proposed: int = 0
-    accepted: int = 0  # proposals that were the target's own choice
+    accepted: int = 0
 
     @property
     def accepted_share(self) -> float | None:
@@ -58,13 +61,8 @@ class DraftCounts:
         return self.accepted / self.proposed if self.proposed else None
 
 
-def check_draft(model: Model, draft: Model, n_draft: int, s: Sampling) -> None:
+def check_draft(model: Model, draft: Model, n_draft: int) -> None:
     """Raise `UsageError` unless `draft` can propose tokens to `model`."""
-    if s.temperature != 0:
-        raise UsageError(
-            f"temperature: a draft model works with temperature 0 only, got {s.temperature:g}; leave the draft out to "
-            "sample"
-        )
     if isinstance(n_draft, bool) or not isinstance(n_draft, int) or n_draft < 1:
         raise UsageError(f"n_draft: expected a number of tokens >= 1, got {n_draft!r}")
     own, other = (m.config.vocab_size for m in (model, draft))
@@ -98,18 +96,17 @@ def generate_ids_speculative(
     context is full. Takes fewer passes of `model` the more often `draft` guesses right.
 
     n_draft  tokens that the draft proposes before each pass
-    s        repetition_penalty may be set; the temperature must be 0
+    s        how target and draft draw; temperature 0, the default, gives the target's greedy text
     counts   is added to as tokens come
 
     A draft with a shorter context stops proposing where it is full. Raises `UsageError`, here and not at the first
-    token, for a draft with another vocabulary, a temperature above 0, or a number out of range.
+    token, for a draft with another vocabulary, or a number out of range.
     """
-    s = s or Sampling()
-    check_draft(model, draft, n_draft, s)
+    check_draft(model, draft, n_draft)
     if max_tokens < 0:
         raise UsageError(f"max_tokens: expected a number >= 0, got {max_tokens}")
     model.check_tokens(np.array([prompt_ids], dtype=np.int64))
-    return _generate(model, draft, list(prompt_ids), max_tokens, n_draft, s, counts or DraftCounts())
+    return _generate(model, draft, list(prompt_ids), max_tokens, n_draft, s or Sampling(), counts or DraftCounts())
 
 
 def _generate(
@@ -120,39 +117,51 @@ def _generate(
         return
     reader = _Reader(model, len(seen) + left)
     guesser = _Reader(draft, min(len(seen) + left, draft.config.context_length))
-    eos = model.config.eos_ids
+    eos, rng = model.config.eos_ids, np.random.default_rng(s.seed)
     while left > 0:
         # A pass gives up to one token more than was proposed; the last proposal is not read by the draft itself. The
         # prompt is read alone, as without a draft: read together with guesses it could round otherwise.
         n = min(n_draft, left - 1, guesser.room(seen) + 1) if reader.kv.length else 0
-        guesses = _propose(guesser, seen, n, s, eos)
+        guesses, q = _propose(guesser, seen, n, s, eos, rng)
         logits = reader.read([*seen, *guesses], len(guesses) + 1)
         counts.passes += 1
         counts.proposed += len(guesses)
-        for row, guess in zip(logits, [*guesses, None], strict=True):
-            token = _greedy(row, seen, s)
-            counts.accepted += token == guess
+        for i, row in enumerate(logits):
+            p = probabilities(row, np.array(seen), s)
+            token = _choose(p, q[i], guesses[i], rng) if i < len(guesses) else draw(p, rng)
+            right = i < len(guesses) and token == guesses[i]
+            counts.accepted += right
             if token in eos:
                 return
             yield token
             seen.append(token)
             left -= 1
-            if token != guess:
+            if not right:
                 break
         # The last token is read with the next guesses; what follows it in the caches are guesses that were wrong.
         reader.kv.truncate(len(seen) - 1)
         guesser.kv.truncate(len(seen) - 1)
 
 
-def _propose(guesser: _Reader, seen: list[int], n: int, s: Sampling, eos: tuple[int, ...]) -> list[int]:
-    """Up to `n` tokens that the draft would say next; none after an end of text."""
+def _propose(
+    guesser: _Reader, seen: list[int], n: int, s: Sampling, eos: tuple[int, ...], rng: np.random.Generator
+) -> tuple[list[int], list[Array]]:
+    """Up to `n` tokens that the draft would say next, none after an end of text; and what each was drawn from."""
     guesses: list[int] = []
-    while len(guesses) < n:
+    drawn_from: list[Array] = []
+    while len(guesses) < n and not (guesses and guesses[-1] in eos):
         text = [*seen, *guesses]
-        guesses.append(_greedy(guesser.read(text, 1)[0], text, s))
-        if guesses[-1] in eos:
-            break
-    return guesses
+        drawn_from.append(probabilities(guesser.read(text, 1)[0], np.array(text), s))
+        guesses.append(draw(drawn_from[-1], rng))
+    return guesses, drawn_from
+
+
+def _choose(p: Array, q: Array, guess: int, rng: np.random.Generator) -> int:
+    """A token with distribution p, if `guess` was drawn from q: the guess as often as can be."""
+    if rng.random() * q[guess] < p[guess]:
+        return guess
+    rest = np.maximum(p - q, 0.0)
+    return draw(rest if rest.any() else p, rng)  # all zero only where p and q differ by rounding
 
 
 class _Reader:
@@ -175,8 +184,3 @@ class _Reader:
         )
         last = np.ascontiguousarray(x[0, -n:])
         return transformer.head_forward(model.config, model.params, model.linears, last, ops, int8=True)[0]
-
-
-def _greedy(logits: Array, seen: list[int], s: Sampling) -> int:
-    """The likeliest token, after the repetition penalty."""
-    return int(probabilities(logits, np.array(seen), s).argmax())

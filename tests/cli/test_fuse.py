@@ -130,8 +130,9 @@ def test_quantize_to_int8_and_draft_with_it(home, cli):
     assert draft["accepted_share"] == draft["accepted"] / draft["proposed"] > 0.5
     assert drafted["settings"]["num_draft_tokens"] == 3 and draft["model"]["name"] == "q" and "draft" not in plain
     assert "guesses accepted" in cli(*words, "--draft-model", "q").err
+    drawn = [run(cli, *words, "--draft-model", "q", "--temp", 1, "--seed", seed)["text"] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
     for more, says in (
-        (["--draft-model", "q", "--temp", "0.5"], "--draft-model: works with --temp 0"),
         (["--num-draft-tokens", "3"], "--num-draft-tokens: belongs to --draft-model"),
         (["--draft-model", "bundled"], "vocabulary"),
     ):

@@ -14,6 +14,7 @@ from minedge.ops import available
 __all__ = [
     "BACKENDS",
     "PROMPT",
+    "choice_has_the_targets_distribution",
     "counts_are_those_of_a_replay",
     "end_of_text_ends_it",
     "own",
@@ -68,6 +69,23 @@ def counts_are_those_of_a_replay(speculative: Any) -> None:
         assert list(speculative.generate_ids_speculative(target, draft, PROMPT, 100, g, counts=counts)) == want
         assert (counts.passes, counts.proposed, counts.accepted) == (passes, proposed, accepted)
         assert counts.accepted_share == accepted / proposed
+
+
+def choice_has_the_targets_distribution(speculative: Any) -> None:
+    """A guess from q, then `_choose`: shares as p says, within five standard errors; the guess stays as often as any
+    rule can keep it, sum min(p, q).
+    """
+    rng, n = np.random.default_rng(0), 20_000
+    pairs = [(rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))) for _ in range(3)]
+    pairs += [(np.eye(6)[2], np.eye(6)[3]), (np.eye(6)[2], pairs[0][0]), (pairs[0][0], np.eye(6)[2])]
+    pairs.append((np.array([0.5, 0.5, 0, 0, 0, 0]), np.array([0, 0, 0.25, 0.25, 0.5, 0])))
+    for p, q in [*pairs, (pairs[0][0], pairs[0][0])]:
+        guesses = rng.choice(6, n, p=q)
+        tokens = np.array([speculative._choose(p, q, int(guess), rng) for guess in guesses])
+        share = np.bincount(tokens, minlength=6) / n
+        assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / n)).all()
+        most = np.minimum(p, q).sum()
+        assert abs((tokens == guesses).mean() - most) <= 5 * np.sqrt(most * abs(1 - most) / n) + 1e-9
 
 
 def end_of_text_ends_it(speculative: Any) -> None:

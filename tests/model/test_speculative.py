@@ -1,4 +1,6 @@
-"""Speculative decoding: the target's own greedy text whatever the draft is, in as many passes as the formula says."""
+"""Speculative decoding: the target's own greedy text or distribution whatever the draft is, in as many passes as
+the formula says.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from minedge import quant
 from minedge.data.tokenizer import Tokenizer
 from minedge.errors import UsageError
 from minedge.model import speculative, transformer
-from minedge.model.generate import Sampling, generate_ids
+from minedge.model.generate import Sampling, generate_ids, probabilities
 from minedge.model.kvcache import KVCache
 from minedge.model.speculative import DraftCounts, generate_ids_speculative
 from tests.model import speculative_checks
@@ -119,9 +121,10 @@ def test_tokens_per_pass_are_the_papers(monkeypatch):
     text, rng = own(target, 1995), np.random.default_rng(0)
     for a, g in [(0.5, 3), (0.8, 4), (0.9, 2)]:
 
-        def propose(guesser, seen, n, s, eos, a=a):
+        def propose(guesser, seen, n, s, eos, rng_of_the_text, a=a):
             at = len(seen) - len(PROMPT)
-            return [t if rng.random() < a else (t + 1) % 37 for t in text[at : at + n]]
+            guesses = [t if rng.random() < a else (t + 1) % 37 for t in text[at : at + n]]
+            return guesses, [np.eye(37)[t] for t in guesses]
 
         monkeypatch.setattr(speculative, "_propose", propose)
         counts = DraftCounts()
@@ -130,6 +133,28 @@ def test_tokens_per_pass_are_the_papers(monkeypatch):
         passes = counts.passes - 1  # the first one reads the prompt
         spread = np.sqrt(sum((2 * k - 1) * a ** (k - 1) for k in range(1, g + 2)) - mean**2)  # E[n^2] - E[n]^2
         assert abs((len(text) - 1) / passes - mean) < 4 * spread / np.sqrt(passes) + g / passes
+
+
+def test_draws_have_the_targets_distribution():
+    speculative_checks.choice_has_the_targets_distribution(speculative)
+
+
+def test_texts_have_the_targets_distribution():
+    """All texts of two tokens of a vocabulary of five, counted, against their probability under the target alone."""
+    sizes = dict(vocab_size=5, n_layer=1, n_embd=32, n_head=2, n_kv_head=2, n_inner=32, context_length=8)
+    target, draft = (random_model(seed=seed, **sizes) for seed in (0, 1))
+    s, n = Sampling(1.3, top_k=4), 3000
+    want = np.zeros((5, 5))
+    first = probabilities(target.logits(np.array([[1]]))[0, -1], np.array([1]), s)
+    for a in range(5):
+        want[a] = first[a] * probabilities(target.logits(np.array([[1, a]]))[0, -1], np.array([1, a]), s)
+    got, counts = np.zeros((5, 5)), DraftCounts()
+    for seed in range(n):
+        made = generate_ids_speculative(target, draft, [1], 3, 2, replace(s, seed=seed), counts)
+        got[next(made), next(made)] += 1  # the second token is the first that was guessed
+    # five standard errors of a binomial share, and one count for the rarest
+    assert (np.abs(got / n - want) < 5 * np.sqrt(want * (1 - want) / n) + 1 / n).all()
+    assert counts.proposed == n and 0 < counts.accepted < n
 
 
 def test_text_stops_and_penalty():
@@ -146,10 +171,6 @@ def test_text_stops_and_penalty():
 def test_what_is_refused():
     """At the call, not at the first token."""
     target = random_model()
-    with pytest.raises(UsageError, match=r"temperature 0 only, got 0\.5"):
-        generate_ids_speculative(target, target, PROMPT, 5, s=Sampling(0.5))
-    with pytest.raises(UsageError, match="temperature 0 only"):
-        replace(target, tokenizer=Letters()).generate("a", temperature=1.0, draft_model=target, stream=True)
     for n_draft in (0, -1, 2.0, True):
         with pytest.raises(UsageError, match="n_draft: expected a number of tokens >= 1"):
             generate_ids_speculative(target, target, PROMPT, 5, n_draft)

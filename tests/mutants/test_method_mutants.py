@@ -159,17 +159,23 @@ MUTANTS = {
     "a guess fewer than asked for": (
         speculative, "n = min(n_draft,", "n = min(n_draft - 1,", [speculative_checks.counts_are_those_of_a_replay]),
     "refused guesses counted as accepted": (
-        speculative, "counts.accepted += token == guess", "counts.accepted += guess is not None",
+        speculative, "counts.accepted += right", "counts.accepted += i < len(guesses)",
         [speculative_checks.counts_are_those_of_a_replay]),
     "the draft does not read its own guesses": (
         speculative, "text = [*seen, *guesses]", "text = [*seen, *guesses[:-1], *seen[-1:]] if guesses else seen",
         [speculative_checks.counts_are_those_of_a_replay]),
     "a guess kept without asking": (
-        speculative, "if token != guess:", "if token != guess and guess is None:",
+        speculative, "if not right:", "if not right and i == len(guesses):",
         [speculative_checks.text_is_the_targets_own]),
     "the target's token after a wrong guess lost": (
-        speculative, "            yield token\n", "            if token == guess: yield token\n",
+        speculative, "            yield token\n", "            if right: yield token\n",
         [speculative_checks.text_is_the_targets_own]),
+    "a guess kept as often as the target says it": (
+        speculative, "rng.random() * q[guess] < p[guess]", "rng.random() < p[guess]",
+        [speculative_checks.choice_has_the_targets_distribution]),
+    "a refused guess replaced by a draw from all": (
+        speculative, "rest = np.maximum(p - q, 0.0)", "rest = p",
+        [speculative_checks.choice_has_the_targets_distribution]),
     "a token too many": (
         speculative, "left - 1, guesser.room", "left, guesser.room", [speculative_checks.text_is_the_targets_own]),
     "end of text ignored": (
