@@ -18,11 +18,16 @@ from typing import Any
 
 from minedge.errors import MinedgeError, MinedgeFormatError
 
-__all__ = ["MEMORY", "SECONDS", "open_tokenizer"]
+__all__ = ["MEMORY", "SECONDS", "child", "open_tokenizer"]
 
 MEMORY = 3 << 30  # bytes of address space; a vocabulary of 256,000 tokens takes a third of it
 SECONDS = 60  # of processor time; the clock's limit is twice that
 _MAX_ANSWER = 64 << 10
+# The current folder is not searched for modules: it may be the model's own.
+_START = """import sys
+sys.path[:] = [*(p for p in sys.path if p), sys.argv[1]]
+from minedge.cli.limited import child
+child(*sys.argv[2:])"""
 
 
 def open_tokenizer(path: Path) -> dict[str, Any] | None:
@@ -30,7 +35,8 @@ def open_tokenizer(path: Path) -> dict[str, Any] | None:
 
     Raises MinedgeFormatError where it cannot be opened, whatever the reason.
     """
-    command = [sys.executable, "-m", "minedge.cli.limited", str(path), str(MEMORY), str(SECONDS)]
+    home = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-c", _START, home, str(path), str(MEMORY), str(SECONDS)]
     single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
     env = {**os.environ, **single, "TOKENIZERS_PARALLELISM": "false", "PYTHONFAULTHANDLER": ""}
     try:
@@ -118,7 +124,8 @@ def _describe(tokenizer: Any) -> dict[str, Any]:
     return told
 
 
-def _child(path: str, memory: str, seconds: str) -> None:
+def child(path: str, memory: str, seconds: str) -> None:
+    """Open, describe, and print the answer as JSON."""
     _limit(int(memory), int(seconds))
     answer: dict[str, Any] = {}
     try:
@@ -133,7 +140,3 @@ def _child(path: str, memory: str, seconds: str) -> None:
     except (Exception, RecursionError) as error:
         answer["error"] = f"{path}: tokenizer: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     sys.stdout.write(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    _child(*sys.argv[1:4])

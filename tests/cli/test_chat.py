@@ -147,6 +147,12 @@ def test_whatever_the_library_does_inspect_gives_one_line(talker, cli, monkeypat
     assert "talker" in result.err
 
 
+def test_modules_in_the_models_folder_are_not_run(talker, cli, monkeypatch):
+    (talker / "tokenizers.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(talker)
+    assert cli("inspect", ".").code == 0
+
+
 def test_inspect_of_a_gguf_file_outlives_its_tokenizer(talker, home, cli, monkeypatch, tmp_path):
     pytest.importorskip("gguf")
     minedge.load(talker).save_gguf(home / "talker.gguf", dtype="f32")
