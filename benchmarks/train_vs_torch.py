@@ -45,8 +45,10 @@ def config_and_batches(shape):
 
 def minedge_step(shape, tier):
     import minedge
+    from minedge.finetune.heap import keep_freed_memory
     from minedge.finetune.optim import AdamW, accumulate
 
+    keep_freed_memory().__enter__()  # as `minedge.train` does around its loop; this process ends with the run
     config, batches = config_and_batches(shape)
     model = minedge.init(config, backend=tier).trainable()
     optimizer = AdamW(model, *BETAS, eps=EPS, weight_decay=DECAY, clip=CLIP)

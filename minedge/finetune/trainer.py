@@ -22,6 +22,7 @@ import numpy as np
 from minedge.errors import DivergedError, Interrupted, MinedgeFormatError, UsageError
 from minedge.finetune.evaluate import evaluate_text
 from minedge.finetune.events import Event, Signals
+from minedge.finetune.heap import keep_freed_memory
 from minedge.finetune.methods import make_method, where_not_finite
 from minedge.finetune.prepare import packed_parts, start_model, trained_adapter
 from minedge.finetune.run import RunFolder, differences, environment
@@ -62,7 +63,7 @@ def train(
     after Ctrl-C or SIGTERM, once the step in progress is done and saved.
     """
     settings = TrainConfig.of({"method": method, **options}) if config is None else config
-    with RunFolder.open(out, resume) as folder, Signals() as signals:
+    with RunFolder.open(out, resume) as folder, Signals() as signals, keep_freed_memory():
         return _Trainer(model, data, settings, folder, on_event, signals).run(resume)
 
 
