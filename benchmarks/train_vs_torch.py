@@ -45,10 +45,8 @@ def config_and_batches(shape):
 
 def minedge_step(shape, tier):
     import minedge
-    from minedge.finetune.heap import keep_freed_memory
     from minedge.finetune.optim import AdamW, accumulate
 
-    keep_freed_memory().__enter__()  # as `minedge.train` does around its loop; this process ends with the run
     config, batches = config_and_batches(shape)
     model = minedge.init(config, backend=tier).trainable()
     optimizer = AdamW(model, *BETAS, eps=EPS, weight_decay=DECAY, clip=CLIP)
@@ -130,8 +128,17 @@ def torch_step(shape):
 
 
 def worker(name, shape):
+    """One competitor's process."""
+    if name == "torch":
+        return answer(torch_step(shape))
+    from minedge.finetune.heap import keep_freed_memory
+
+    with keep_freed_memory():  # as `minedge.train` does around its loop
+        return answer(minedge_step(shape, name))
+
+
+def answer(step):
     """Says the losses of two steps, before and after an update; then answers each line "n" with the time of n steps."""
-    step = torch_step(shape) if name == "torch" else minedge_step(shape, name)
     print(json.dumps([step(i) for i in range(2)]), flush=True)
     i = 2
     for line in sys.stdin:
