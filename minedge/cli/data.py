@@ -13,7 +13,7 @@ __all__ = ["data_options", "held_out_part", "load_dataset", "max_length", "measu
 
 
 def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> None:
-    """--data, --format, --template, --no-chat-template, --max-seq-length."""
+    """--data and what says how to read it."""
     add = parser.add_argument
     add("--data", required=required, metavar="DATA", help=f"{what}: stdlib, stdlib-task, a file or a folder")
     add(
@@ -23,6 +23,13 @@ def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> 
         help="text, jsonl or labels (default: by the name)",
     )
     add("--template", metavar="TEXT", help=r"of labelled data, such as '{text}\nLabel: {label}'")
+    add(
+        "--label-words",
+        type=_words,
+        metavar="WORDS",
+        help="words that stand for the labels, such as '0=terrible,1=great' (default: labels.json in the folder, else "
+        "the labels)",
+    )
     add(
         "--no-chat-template",
         action="store_true",
@@ -36,14 +43,30 @@ def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> 
     )
 
 
+def _words(text: str) -> dict[str, str]:
+    """Type of an option: '0=terrible,1=great' -> {'0': 'terrible', '1': 'great'}."""
+    found: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        label, equals, word = (part.strip() for part in item.partition("="))
+        if not (label and equals and word) or label in found:
+            raise argparse.ArgumentTypeError(f"expected label=word pairs separated by commas, each once, got {item!r}")
+        found[label] = word
+    return found
+
+
 def load_dataset(args: argparse.Namespace) -> Any:
     """What --data names. Of the built-in sets, valid and test lose what --model was trained on on another Python."""
-    from minedge.data.loaders import load_data
+    from minedge.data.loaders import BUILT_IN, load_data
     from minedge.data.seen import without_seen
 
     template = args.template.replace("\\n", "\n") if args.template else None
     chat_template = not getattr(args, "no_chat_template", False)
-    dataset = load_data(args.data, format=args.format, template=template, chat_template=chat_template)
+    words = getattr(args, "label_words", None)
+    dataset = load_data(
+        args.data, format=args.format, label_words=words, template=template, chat_template=chat_template
+    )
+    if words and (dataset.task is None or dataset.name in BUILT_IN):
+        raise UsageError(f"--label-words: belongs to labelled lines (a label, a space, the text), got {args.data!r}")
     return without_seen(dataset, model_path(args.model))
 
 

@@ -22,7 +22,7 @@ EXAMPLES = (
     "minedge eval --data stdlib",
     "minedge eval --data stdlib-task --adapter-path my-adapter",
     "minedge eval --model my-model --data notes.txt --split train --json",
-    "minedge eval --data reviews.tsv --template '{text}\\nIt was {label}'",
+    "minedge eval --data reviews.tsv --template '{text} It was {label}' --label-words 0=terrible,1=great",
 )
 
 

@@ -191,3 +191,12 @@ def test_eval_scores_label_words_on_sst2_style_files(home, cli):
         right += scores.index(max(scores)) == int(i % 3 > 0)
     assert found["accuracy"] == pytest.approx(right / 12)
     assert cli("eval", "-m", "tiny", "--data", "text.txt", "--task").code == 2
+    (folder / "labels.json").unlink()
+    words = ["eval", "-m", "tiny", "--data", "sst", "--template", template]
+    same = json.loads(cli(*words, "--label-words", "0=terrible,1=great", "--json").out)
+    assert (same["accuracy"], same["label_loss"]) == (found["accuracy"], found["label_loss"])
+    other = json.loads(cli(*words, "--json").out)  # the labels themselves
+    assert other["label_loss"] != found["label_loss"]
+    for bad in ("0=a", "0=a,1=a", "0:a", "0=a,0=b"):
+        assert cli(*words, "--label-words", bad).code == 2
+    assert cli("eval", "-m", "tiny", "--data", "text.txt", "--label-words", "0=a,1=b").code == 2
