@@ -89,6 +89,22 @@ def test_training_on_conversations(talker, home, cli, plain):
     assert found["tokens"] > 0 and found["bytes"] == 8 * len("jumps over")
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_was_learned_is_answered(talker, home, cli, monkeypatch, plain):
+    """Training and chat write the same prompt, and the answer ends where the turn did, not at --max-tokens."""
+    words = ["--no-chat-template"] if plain else []
+    answers = {"the fox": "jumps over", "the dog": "is lazy"}
+    talks = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in answers.items()]
+    (home / "talk.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks * 4))
+    train = ["train", "-m", "talker", "--data", "talk.jsonl", "--method", "full", "--iters", "120", "--out", "run"]
+    more = ["--batch-size", "8", "--learning-rate", "1e-2", "--eval-every", "0", "--save-every", "0"]
+    assert cli(*train, *more, *words).code == 0
+    for question, answer in answers.items():
+        monkeypatch.setattr("sys.stdin", io.StringIO(question + "\n"))
+        found = json.loads(cli("chat", "-m", "run", "--max-tokens", "60", "--json", *words).out)
+        assert found["turns"] == [{"message": question, "answer": answer}]
+
+
 def test_a_new_model_learns_conversations(home, cli):
     talk = [{"role": "user", "content": SENTENCE}, {"role": "assistant", "content": SENTENCE[::-1]}]
     (home / "talk.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for _ in range(8)))
