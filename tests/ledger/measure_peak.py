@@ -71,10 +71,8 @@ def made(size, kind, backend):
 
 def pack(size, kind, path):
     model = made(size, "dense", "c")[0]
-    packed = (
-        minedge.quant.int4(model, group_size=32) if kind == "int4" else minedge.prune.magnitude(model, sparsity=0.5)
-    )
-    packed.save(path)
+    ways = {"int4": minedge.quant.int4, "int8": minedge.quant.int8, "masked": lambda m: minedge.prune.magnitude(m, 0.5)}
+    ways[kind](model).save(path)
 
 
 def main(method, size, backend, kind="dense"):

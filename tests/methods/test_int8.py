@@ -126,6 +126,12 @@ def test_dequantize_is_the_way_back(pack):
     assert wide.linears[Q].base == Dense() and wide.trainable_names == adapted.trainable_names
 
 
+def test_memory_is_planned_with_its_bytes():
+    m = lora.add(quant.int8(model()), r=2)
+    planned = minedge.plan(m, "lora", 2, 12)
+    assert planned.parts["weights"] == m.nbytes()["total"]
+
+
 def test_widths_that_do_not_fit():
     odd = model(n_inner=100)
     with pytest.warns(UserWarning, match=r"group_size 32 does not divide width 100 of .*down_proj: left as they are"):
