@@ -143,7 +143,7 @@ def test_inspect_tells_of_the_template(talker, cli):
     [
         ("import os; os.kill(os.getpid(), 11)", "crashed on it (SIGSEGV)"),
         ("import os; os.abort()", "crashed on it (SIGABRT)"),
-        ("\nwhile True: pass", "processor time"),
+        ("\nwhile True: pass", ("processor time", "did not end")),  # a busy machine's clock may run out first
         ("import time; time.sleep(60)", "did not end"),
         ("x = [0] * 10**10", "memory"),
         ("raise BaseException('panicked')", "panicked"),
@@ -159,7 +159,8 @@ def test_whatever_the_library_does_inspect_gives_one_line(talker, cli, monkeypat
     monkeypatch.setenv("PYTHONPATH", str(fake))
     monkeypatch.setattr("minedge.cli.limited.SECONDS", 1)
     result = cli("inspect", "talker")
-    assert result.code == 3 and says in result.err and result.err.count("\n") == 1, result
+    expected = (says,) if isinstance(says, str) else says
+    assert result.code == 3 and any(x in result.err for x in expected) and result.err.count("\n") == 1, result
     assert "talker" in result.err
 
 
