@@ -16,6 +16,10 @@ class BuildKernels(build_ext):
     """Compiles each instruction set's files with its own flags: setuptools knows flags per extension only."""
 
     def build_extension(self, ext):
+        # The extension is optional, so a failed compile would ship what an earlier build left behind: remove it first.
+        for left in (self.get_ext_fullpath(ext.name), os.path.join(self.build_lib, self.get_ext_filename(ext.name))):
+            if os.path.exists(left):
+                os.remove(left)
         # A cross build names its target through the compiler's platform tag, e.g. _PYTHON_HOST_PLATFORM=linux-aarch64.
         machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rsplit("-", 1)[-1]
         for sources, flags in build_ffi["isa_sources"](machine).values():

@@ -169,7 +169,7 @@ def _advice(backends: dict[str, str], default: str, wrong: str) -> str:
         return f"{default} was asked for; {fastest}"
     if not backends["c"]:
         return f"the C kernels are available, but {default} was asked for; {fastest}"
-    return "the C kernels are missing: install gcc or clang, then pip install --force-reinstall --no-deps minedge"
+    return "the C kernels are missing: install gcc or clang, then install minedge again the way it was installed"
 
 
 def _memory(machine: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class Report:
 
     def _on_resumed(self, e: Any, progress: Progress) -> None:
         self.facts["resumed_at"] = e.step
+        self.valid = [v for v in _past_validations(Path(self.args.out).expanduser()) if v[0] <= e.step]
         progress.line(f"resumed     at step {e.step} from {e.path}")
 
     def _on_warning(self, e: Any, progress: Progress) -> None:
@@ -123,7 +125,10 @@ class Report:
         what = "validation loss" if self.valid else "training loss"
         before, after = report["loss_before"], report["loss_after"]
         if before is not None and after is not None:
-            at = f" (step {report['best']['step']}, the best)" if report.get("best") else ""
+            best = report.get("best")
+            at = f" (step {best['step']}, the best)" if best else ""
+            if best and best["step"] == 0:
+                at = "; no step was better than the start, so the result is the model as it was given"
             out(f"{what.ljust(16)}{before:.4f} before, {after:.4f} after{at}")
         out(f"peak memory     {size(self.predicted)} predicted, {size(self.measured)} measured")
         rate = f", {speed:,.0f} tokens/s" if speed else ""
@@ -153,3 +158,12 @@ class Report:
             )
         elif "model" in report["saved"]:
             self.console.out(f"try             minedge generate --model {folder / 'model'} --prompt 'The'")
+
+
+def _past_validations(folder: Path) -> list[tuple[int, float]]:
+    """(step, validation loss) of a run so far, from its metrics.jsonl: what "before" and "best" mean after a resume."""
+    try:
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    return [(r["step"], r["valid_loss"]) for r in records if "valid_loss" in r]

@@ -99,8 +99,9 @@ def _read_for(
     trained_on = config["base_fingerprint"]
     if not any_base and trained_on is not None and trained_on != base_hash(model):
         raise UsageError(
-            f"{path}: this adapter was trained on other weights, of {config.get('base_model_name_or_path')!r}, than "
-            f"those of {model.name!r}; load those, or pass any_base=True if you know that they go together"
+            f"{path}: this adapter was trained on other weights than those of {model.name!r}: on "
+            f"{config.get('base_model_name_or_path')!r}, perhaps quantized or pruned; load it on that model "
+            "(in Python, any_base=True puts it on this one all the same)"
         )
     shapes = linear_shapes(model.config)
     for key, array in arrays.items():

@@ -123,7 +123,7 @@ def _best() -> str:
     best = "numba" if importlib.util.find_spec("numba") else "numpy"
     warnings.warn(
         f"minedge runs on {best}: its C kernels are not available ({c_ops.why_not()}). "
-        "Results are the same, speed is lower; `minedge doctor` says more.",
+        "Results are the same up to rounding, speed is lower; `minedge doctor` says more.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -36,8 +36,7 @@ try:
     ffi, lib = _kernels.ffi, _kernels.lib
 except ImportError as error:
     reason = (
-        f"the compiled module minedge._kernels does not load: {error}; "
-        "install a C compiler and run `pip install --force-reinstall --no-cache-dir minedge`"
+        f"the compiled module minedge._kernels does not load: {error}; install a C compiler and install minedge again"
     )
 
 # from_buffer takes any array of bytes and believes the type it is told: dtype must have been checked before.
