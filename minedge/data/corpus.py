@@ -31,6 +31,7 @@ __all__ = [
     "split_long",
     "topics",
     "without_boilerplate",
+    "without_doctests",
 ]
 
 # Folders that hold tests, other people's packages, generated tables or no prose.
@@ -75,11 +76,23 @@ def normalized(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def without_doctests(lines: Iterable[str]) -> Iterator[str]:
+    """Leave out doctest examples: from a line that starts with `>>>` to the next blank line, as doctest reads them.
+
+    They are code, not prose, and the same few (`>>> import turtle`) recur so often that a model learns them by heart.
+    """
+    inside = False
+    for line in lines:
+        inside = bool(line.strip()) and (inside or line.lstrip().startswith(">>>"))
+        if not inside:
+            yield line
+
+
 def clean(text: str) -> str | None:
     """Dedent and tidy a docstring; None if what remains is too short, not English prose, or garbled."""
     text = inspect.cleandoc(text.translate(_ASCII_FORMS).expandtabs())
     lines = [_CONTROL.sub("", line).rstrip() for line in text.split("\n")]
-    text = "\n".join(line for line in lines if not _RULE.match(line))
+    text = "\n".join(line for line in without_doctests(lines) if not _RULE.match(line))
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
     if len(text) < _MIN_CHARS or len(_WORD.findall(text)) < _MIN_WORDS:
         return None

@@ -69,6 +69,22 @@ def test_clean_dedents_and_rejects():
     assert corpus.clean("\u0422\u0435\u043a\u0441\u0442 \u043d\u0435 " * 20) is None
 
 
+def test_doctests_leave_and_the_prose_around_them_stays():
+    lines = (
+        "Add two numbers.",
+        "",
+        "  >>> add(1, 2)",
+        "  3",
+        "",
+        "  >>> for i in x:",
+        "  ...     f(i)",
+        "",
+        "It is exact: 1 >>> 2.",
+    )
+    assert [line for line in corpus.without_doctests(lines) if line] == [lines[0], lines[-1]]
+    assert all(not line.lstrip().startswith(">>> ") for p in corpus.passages() for line in p.text.split("\n"))
+
+
 def test_split_long_keeps_every_block():
     text = "\n\n".join(f"block {i} " + "x" * 90 for i in range(60))
     parts = corpus.split_long(text, 500)
