@@ -150,6 +150,7 @@ def _mse_rows(weight: Array, group_size: int, ops: Ops) -> tuple[Array, Array]:
     for multiplier in MULTIPLIERS:
         with np.errstate(over="ignore"):  # an infinite scale makes an infinite error and loses
             candidate = (scales.astype(np.float32) * np.float32(multiplier)).astype(np.float16)
+        # BEGIN SOLUTION a6.6
         d = candidate.astype(np.float32)[..., None]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             codes = np.clip(np.nan_to_num(np.trunc(x / d + np.float32(8.5)), nan=8.0), 0, 15)
@@ -158,17 +159,22 @@ def _mse_rows(weight: Array, group_size: int, ops: Ops) -> tuple[Array, Array]:
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, candidate, best_scale)
         best_codes = np.where(better[..., None], codes.astype(np.uint8), best_codes)
+        # END SOLUTION
     return _pack(best_codes.reshape(weight.shape)), best_scale
 
 
 def _pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes (out, in) -> bytes (out, in/2): of 32 columns, byte j holds code j low and code j + 16 high."""
+    # BEGIN SOLUTION a6.2
     blocks = codes.reshape(len(codes), -1, 32)
     packed: Any = blocks[..., :16] | (blocks[..., 16:] << 4)
     return packed.reshape(len(codes), -1)
+    # END SOLUTION
 
 
 def _unpack(qweight: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Inverse of `_pack`."""
+    # BEGIN SOLUTION a6.2
     blocks = qweight.reshape(len(qweight), -1, 16)
     return np.concatenate([blocks & 0x0F, blocks >> 4], axis=-1).reshape(len(qweight), -1)
+    # END SOLUTION

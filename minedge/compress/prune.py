@@ -62,26 +62,34 @@ class Masked(LinearKind):
 
     def forward(self, x: Array, params: Params, name: str, ops: Ops, int8: bool = False) -> tuple[Array, tuple]:
         # The masked copy is not cached: backward makes it again, which costs little beside the product.
+        # BEGIN SOLUTION a5.5
         return ops.linear_forward(x, self.dense(params, name, ops))[0], (x,)
+        # END SOLUTION
 
     def backward(
         self, dout: Array, cache: tuple, params: Params, name: str, ops: Ops, wanted: frozenset[str]
     ) -> tuple[Array, dict[str, Array]]:
+        # BEGIN SOLUTION a5.5
         (x,) = cache
         key = f"{name}.weight"
         dx, dweight = ops.linear_backward(dout, (x, self.dense(params, name, ops)), need_dweight=key in wanted)
         if dweight is None:
             return dx, {}
         return dx, {key: ops.mask_apply(dweight, params[f"{name}.mask"])}  # inverts keep * weight
+        # END SOLUTION
 
     def dense(self, params: Params, name: str, ops: Ops) -> Array:
+        # BEGIN SOLUTION a5.5
         return ops.mask_apply(params[f"{name}.weight"], params[f"{name}.mask"])
+        # END SOLUTION
 
     def rows_backward(
         self, dout: Array, ids: Array, params: Params, name: str, ops: Ops, wanted: frozenset[str]
     ) -> dict[str, Array]:
+        # BEGIN SOLUTION a5.5
         grads = self.base.rows_backward(dout, ids, params, name, ops, wanted)
         return {key: ops.mask_apply(grad, params[f"{name}.mask"]) for key, grad in grads.items()}
+        # END SOLUTION
 
     def trainable(self, name: str) -> tuple[str, ...]:
         return self.base.trainable(name)
@@ -95,9 +103,11 @@ class Masked(LinearKind):
         return {**self.base.pack(name, ops.mask_apply(weight, bits), ops), f"{name}.mask": bits}
 
     def constrain_(self, params: Params, name: str, ops: Ops) -> None:
+        # BEGIN SOLUTION a5.5
         weight = params[f"{name}.weight"]
         if weight.flags.writeable:  # read-only: it was not trained, so there is nothing to put back
             ops.mask_apply_(weight, params[f"{name}.mask"])
+        # END SOLUTION
 
     # In a file: the mask and the kept weights.
 
@@ -133,10 +143,12 @@ def magnitude(model: M, sparsity: float = 0.5, scope: str = "layer", names: str 
     if scope not in ("layer", "global"):
         raise UsageError(f'scope: expected "layer" or "global", got {scope!r}')
     weights = _weights(model, names)
+    # BEGIN SOLUTION a5.3
     if scope == "global":
         masks = _without_smallest(list(weights.values()), sparsity)
     else:
         masks = [_without_smallest([weight], sparsity)[0] for weight in weights.values()]
+    # END SOLUTION
     return _with_masks(model, weights, masks, "unstructured")
 
 
@@ -153,11 +165,13 @@ def nm(model: M, n: int = 2, m: int = 4, names: str | Iterable[str] | None = Non
     for name, weight in weights.items():
         if weight.shape[1] % m:
             raise UsageError(f"m: {m} does not divide the width {weight.shape[1]} of {name}; leave it out of names")
+        # BEGIN SOLUTION a5.4
         groups = np.abs(weight).reshape(-1, m)
         order = np.argsort(groups, axis=-1, kind="stable")  # stable: equals stay in order of index
         mask = np.ones(groups.shape, bool)
         np.put_along_axis(mask, order[:, : m - n], False, axis=-1)
         masks.append(mask.reshape(weight.shape))
+        # END SOLUTION
     return _with_masks(model, weights, masks, pattern)
 
 
@@ -184,6 +198,7 @@ def report(model: Model) -> dict[str, dict[str, Any]]:
         if not isinstance(inside, Masked):
             continue
         weight, bits = model.params[f"{name}.weight"], model.params[f"{name}.mask"]
+        # BEGIN SOLUTION a5.6
         kept, size = int(np.unpackbits(bits, count=math.prod(shape), bitorder="little").sum()), math.prod(shape)
         out[name] = {
             "weights": size,
@@ -194,6 +209,7 @@ def report(model: Model) -> dict[str, dict[str, Any]]:
             "resident_bytes": weight.nbytes + bits.nbytes,
             "stored_bytes": kept * weight.itemsize + bits.nbytes,
         }
+        # END SOLUTION
     return out
 
 
@@ -201,6 +217,7 @@ def _without_smallest(weights: Sequence[Array], sparsity: float) -> list[Mask]:
     """Masks that leave out exactly round(sparsity * n) of all n weights: the smallest, lowest index first among
     equals.
     """
+    # BEGIN SOLUTION a5.3
     size = np.concatenate([np.abs(weight).ravel() for weight in weights])
     remove = round(sparsity * size.size)
     keep = np.ones(size.size, bool)
@@ -211,6 +228,7 @@ def _without_smallest(weights: Sequence[Array], sparsity: float) -> list[Mask]:
         keep[ties[: remove - np.count_nonzero(~keep)]] = False
     parts = np.split(keep, np.cumsum([weight.size for weight in weights])[:-1])
     return [part.reshape(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+    # END SOLUTION
 
 
 def _weights(model: Model, names: str | Iterable[str] | None) -> dict[str, Array]:
@@ -236,7 +254,9 @@ def _with_masks(model: M, weights: dict[str, Array], masks: list[Mask], pattern:
 
 
 def _bits(mask: Mask) -> NDArray[np.uint8]:
+    # BEGIN SOLUTION a5.1
     return np.packbits(mask.ravel(), bitorder="little")
+    # END SOLUTION
 
 
 def _parse_pattern(pattern: str) -> tuple[int, int]:
