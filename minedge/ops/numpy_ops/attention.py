@@ -25,6 +25,7 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     row's softmax denominator.
     """
     scores = _scores(q, k)  # (B, KV, G, T, S)
+    # BEGIN SOLUTION a1.7
     top = scores.max(axis=-1, keepdims=True)  # subtracting the row maximum keeps exp in range
     weights = np.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
@@ -32,6 +33,7 @@ def attention_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
     lse = (top + np.log(total))[..., 0]  # (B, KV, G, T)
     out = np.ascontiguousarray(out.reshape(q.shape))
     return out, (q, k, v, out, lse.reshape(q.shape[0], q.shape[2], q.shape[1]))
+    # END SOLUTION
 
 
 def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
@@ -48,6 +50,7 @@ def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
     scores = _scores(q, k)
     p = np.exp(scores - lse.reshape(B, KV, H // KV, T)[..., None])  # the forward's weights / total
     dout5, q5 = dout.reshape(group), q.reshape(group)
+    # BEGIN SOLUTION a1.8
     delta = (dout * out).sum(axis=-1).reshape(B, T, KV, H // KV).transpose(0, 2, 3, 1)  # (B, KV, G, T)
     dv = np.einsum("bkgts,btkgd->bskd", p, dout5, optimize=True)
     dp = np.einsum("btkgd,bskd->bkgts", dout5, v, optimize=True)
@@ -55,14 +58,17 @@ def attention_backward(dout: Array, cache: tuple) -> tuple[Array, Array, Array]:
     dq = np.einsum("bkgts,bskd->btkgd", ds, k, optimize=True).reshape(q.shape)
     dk = np.einsum("bkgts,btkgd->bskd", ds, q5, optimize=True)
     return np.ascontiguousarray(dq), np.ascontiguousarray(dk), np.ascontiguousarray(dv)
+    # END SOLUTION
 
 
 def _scores(q: Array, k: Array) -> Array:
     """q k^T / sqrt(D) with -inf where a key lies in the query's future. -> (B, KV, G, T, S)."""
     B, T, H, D = q.shape
     S, KV = k.shape[1], k.shape[2]
+    # BEGIN SOLUTION a1.7
     scores = np.einsum("btkgd,bskd->bkgts", q.reshape(B, T, KV, H // KV, D), k, optimize=True)
     scores /= np.sqrt(D).astype(q.dtype)
     future = np.arange(S)[None, :] > np.arange(T)[:, None] + (S - T)
     scores[..., future] = -np.inf
     return scores
+    # END SOLUTION
