@@ -6,7 +6,7 @@ import os
 import platform
 import runpy
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
 build_ffi = runpy.run_path(os.path.join("kernels", "build_ffi.py"))
@@ -33,7 +33,16 @@ class BuildKernels(build_ext):
         super().build_extension(ext)
 
 
+# Folders of the source tree that an installed package carries inside itself (minedge/lessons.py finds them in both).
+CARRIED = ("tutorials", "kernels")
+
 setup(
+    packages=[
+        *find_namespace_packages(include=["minedge*"]),
+        *(f"minedge.{name}" for name in CARRIED),
+        *(f"minedge.{name}.{below}" for name in CARRIED for below in find_namespace_packages(name)),
+    ],
+    package_dir={f"minedge.{name}": name for name in CARRIED},
     cffi_modules=["kernels/build_ffi.py:ffibuilder"],
     cmdclass={"build_ext": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

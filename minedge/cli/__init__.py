@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "convert": "between file formats: Hugging Face, GGUF, minedge; llama2.c in",
     "inspect": "show what a model folder or file holds",
     "plan": "predict peak memory per training method",
+    "tutorial": "learn the methods by running them, in notebooks",
     "doctor": "show backends, kernels and versions on this machine",
 }
 
