@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "inspect": "show what a model folder or file holds",
     "plan": "predict peak memory per training method",
     "tutorial": "learn the methods by running them, in notebooks",
+    "course": "assignments: hand out, check, submit, grade",
     "doctor": "show backends, kernels and versions on this machine",
 }
 
@@ -154,5 +155,6 @@ def _overview() -> str:
         "Fine-tune, compress and run small language models on the CPU at hand.\n\n"
         f"verbs:\n{lines}\n\n"
         "minedge VERB --help shows a verb's options with examples; minedge --version the version.\n"
-        "exit codes: 0 fine, 1 a fault of minedge, 2 usage, 3 bad file, 4 diverged, 130 interrupted"
+        "exit codes: 0 fine, 1 a fault of minedge, 2 usage, 3 bad file, 4 diverged, 5 points missing\n"
+        "(course check), 130 interrupted"
     )

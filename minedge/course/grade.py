@@ -1,0 +1,141 @@
+"""Grade many submissions: one line of a table and one report for each, whatever is in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minedge.course.check import CheckResult, check_files
+from minedge.course.content import Assignment, load
+from minedge.course.report import report
+from minedge.course.submit import Submission, unpack
+from minedge.errors import MinedgeError, UsageError
+from minedge.io.atomic import atomic_write, os_errors
+
+__all__ = ["GRADE_SEED", "Grade", "grade"]
+
+GRADE_SEED = 2  # not check's: what passes by luck there has to pass again
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One row: the file, what it is of, and the verdict; `problem` where there is none or nothing ran."""
+
+    file: str
+    student: str
+    assignment: str
+    result: CheckResult | None
+    problem: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def points(self) -> float:
+        return self.result.earned if self.result else 0.0
+
+
+def grade(
+    files: Sequence[str | Path],
+    out: str | Path,
+    seed: int = GRADE_SEED,
+    points: Mapping[str, float] | None = None,
+    only: str | None = None,
+    progress: Callable[[Grade], None] | None = None,
+) -> list[Grade]:
+    """Grade archives and folders; write OUT/grades.csv and OUT/reports/NAME.txt. All get the same `seed`.
+
+    points     task -> points, where they are not the assignment's own ({"a1.2": 30})
+    only       the assignment that submissions have to be of
+    progress   called after each
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: expected a folder to write into, it is a file")
+    known: dict[str, Assignment] = {}
+    if only is not None:
+        known[only] = load(only)
+    names = _report_names([Path(file) for file in files])
+    grades = []
+    with os_errors(out):
+        (out / "reports").mkdir(parents=True, exist_ok=True)
+    for file, name in zip(files, names, strict=True):
+        one = _grade_one(Path(file), seed, points or {}, only, known)
+        grades.append(one)
+        atomic_write(out / "reports" / f"{name}.txt", _report(one).encode())
+        atomic_write(out / "grades.csv", _csv(grades).encode())  # after each, so that nothing is lost by stopping
+        if progress:
+            progress(one)
+    return grades
+
+
+def _grade_one(
+    path: Path, seed: int, points: Mapping[str, float], only: str | None, known: dict[str, Assignment]
+) -> Grade:
+    file = _line(path.name)
+    try:
+        submission: Submission = unpack(path)
+    except (MinedgeError, OSError, RecursionError, MemoryError) as error:
+        return Grade(file, "", only or "", None, _line(str(error)))
+    student, name = _line(submission.student), submission.assignment
+    if only is not None and name != only:
+        return Grade(file, student, name, None, f"a submission for {name}, expected {only}", submission.remarks)
+    assignment = known.setdefault(name, load(name))
+    own = {task: value for task, value in points.items() if task.startswith(f"{name}.")}
+    result = check_files(assignment.with_points(own), submission.files, seed)
+    return Grade(file, student, name, result, _line(result.problem), submission.remarks)
+
+
+def _report(one: Grade) -> str:
+    head = [f"file     {one.file}", f"student  {one.student or '?'}", f"assignment {one.assignment or '?'}"]
+    head += [f"remark   {_line(remark)}" for remark in one.remarks]
+    if one.result is None:
+        return "\n".join([*head, "", "points 0", "", one.problem]) + "\n"
+    text = report(one.result, head)
+    return "".join(c if c in "\n\t" else _CONTROL.sub("\ufffd", c) for c in text)
+
+
+def _csv(grades: Sequence[Grade]) -> str:
+    """One line for each submission; columns for the tasks of all assignments among them."""
+    tasks = list(dict.fromkeys(task.id for one in grades if one.result for task in one.result.tasks))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["file", "student", "assignment", "points", "of", *tasks, "problem", "misconceptions", "notes"])
+    for one in grades:
+        earned = {task.id: f"{task.earned:g}" for task in one.result.tasks} if one.result else {}
+        hints = sorted(one.result.hints) if one.result else []
+        of = f"{one.result.points:g}" if one.result else ""
+        notes = [*one.remarks, *(one.result.notes if one.result else ())]
+        notes += (
+            [p.outcome.note for t in one.result.tasks for p in t.properties if p.outcome.note] if one.result else []
+        )
+        cells = [one.file, one.student, one.assignment, f"{one.points:g}", of, *(earned.get(t, "") for t in tasks)]
+        writer.writerow([_cell(cell) for cell in (*cells, one.problem, " ".join(hints), "; ".join(notes))])
+    return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A cell that a spreadsheet does not take for a formula."""
+    text = _line(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _line(text: str) -> str:
+    return _CONTROL.sub(" ", text)[:500]
+
+
+def _report_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each report, from the file's own; two of one name get numbers."""
+    names: list[str] = []
+    for path in paths:
+        stem = path.stem if path.suffix == ".zip" else path.name
+        stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in stem).lstrip(".")[:80] or "submission"
+        name, number = stem, 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names.append(name)
+    return names

@@ -1,0 +1,220 @@
+"""What an assignment tests: properties with random cases, and misconceptions recognised by what they compute.
+
+A property asks the student's code for its answer on a case, small cases first, and compares it with the reference. A
+misconception is a function that computes what a certain wrong idea gives. Where the student's answer differs from the
+reference and equals the misconception's, its hint is given. So it does not matter how the code is written, only what it
+does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from minedge.course.compare import difference, shapes
+from minedge.course.sandbox import CallError, Student
+from minedge.gradcheck import check_backward
+
+__all__ = ["Check", "Gradient", "Misconception", "Outcome", "Property", "TestedProperty", "explain"]
+
+Case = Mapping[str, Any]
+Values = dict[str, Any]
+MAX_HINTS = 3
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """A wrong idea. `wrong` takes the call's arguments and returns what code with this idea would return; or `raises`
+    names the exception that such code raises.
+    """
+
+    name: str
+    call: str | tuple[str, ...]
+    hint: str
+    wrong: Callable[..., Values] | None = None
+    raises: str = ""
+
+    def belongs_to(self, call: str) -> bool:
+        return call == self.call or call in self.call if isinstance(self.call, tuple) else call == self.call
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a property. `case` tells the failing shapes, `detail` expected against got, `share` partial credit
+    (0 to 1, for `ok` 1), `note` a line for the report such as a leaderboard's.
+    """
+
+    ok: bool
+    case: str = ""
+    detail: str = ""
+    misconceptions: tuple[str, ...] = ()
+    share: float | None = None
+    note: str = ""
+    kind: str = ""  # of the CallError, where there was one
+
+    @property
+    def credit(self) -> float:
+        share = float(self.ok) if self.share is None else self.share
+        return min(1.0, max(0.0, share)) if share == share else 0.0
+
+
+class TestedProperty(Protocol):
+    """What check runs: it belongs to a task, has a name, and comes to an outcome."""
+
+    task: str
+    name: str
+    says: str
+
+    def run(self, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Property:
+    """The call's outputs equal those of `expected`, to `tolerance` times the largest magnitude in each output.
+
+    cases(rng) yields dicts of arguments, smallest first; expected(**case) returns the outputs by name.
+    """
+
+    task: str
+    call: str
+    cases: Callable[[np.random.Generator], Iterable[Values]]
+    expected: Callable[..., Values]
+    says: str = ""
+    tolerance: float = 1e-9
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.call
+
+    def run(self, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]) -> Outcome:
+        for case in self.cases(rng):
+            expected = self.expected(**case)
+            outcome = _compared(student, self.call, case, expected, self.tolerance, misconceptions)
+            if not outcome.ok:
+                return outcome
+        return Outcome(True)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The call is the backward of `forward`: the vector-Jacobian check of minedge.gradcheck, in float64.
+
+    cases yield forward's arguments in order; the call gets {"dout", "cache"} and returns a gradient per name in `wrt`.
+    `expected(dout, cache)` shows what should have come, and tells misconceptions apart.
+    """
+
+    task: str
+    call: str
+    cases: Callable[[np.random.Generator], Iterable[Values]]
+    forward: Callable[..., tuple[Any, Any]]
+    expected: Callable[..., Values]
+    wrt: tuple[str, ...] = ("x",)
+    says: str = ""
+    tolerance: float = 1e-6
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.call
+
+    def run(self, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]) -> Outcome:
+        for case in self.cases(rng):
+            names = list(case)
+
+            def forward(*args: Any, names: list[str] = names) -> tuple[Any, Any]:
+                return self.forward(**dict(zip(names, args, strict=True)))
+
+            out, cache = forward(*case.values())
+            dout = rng.standard_normal(np.shape(out)) if np.ndim(out) else float(rng.standard_normal())
+            arguments = {"dout": dout, "cache": list(cache)}
+            expected = self.expected(**arguments)
+            outcome = _compared(student, self.call, arguments, expected, 1e-7, misconceptions, shown=case)
+            if not outcome.ok:
+                return outcome
+
+            def backward(dout: Any, cache: Any) -> tuple[Any, ...]:
+                got = student.call(self.call, dout=dout, cache=list(cache))
+                return tuple(got[f"d{name}"] for name in self.wrt)
+
+            try:
+                wrt = [names.index(name) for name in self.wrt]
+                report = check_backward(
+                    forward, backward, list(case.values()), wrt=wrt, rng=rng, n_directions=1, tolerance=self.tolerance
+                )
+            except (CallError, KeyError, TypeError, ValueError) as error:
+                return Outcome(False, shapes(case), f"{self.call}: {error}")
+            if not report.ok:
+                return Outcome(False, shapes(case), f"{self.call} is not the derivative of its forward: {report}")
+        return Outcome(True)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Anything else: function(student, rng) -> Outcome. It may name misconceptions itself."""
+
+    task: str
+    name: str
+    function: Callable[[Student, np.random.Generator], Outcome]
+    says: str = ""
+
+    def run(self, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]) -> Outcome:
+        return self.function(student, rng)
+
+
+@dataclass
+class _Finding:
+    wrong_outputs: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+def _compared(
+    student: Student,
+    call: str,
+    case: Case,
+    expected: Values,
+    tolerance: float,
+    misconceptions: Sequence[Misconception],
+    shown: Case | None = None,
+) -> Outcome:
+    where = shapes(shown if shown is not None else case)
+    known = [m for m in misconceptions if m.belongs_to(call)]
+    try:
+        got = student.call(call, **case)
+    except CallError as error:
+        names = tuple(m.name for m in known if m.raises and m.raises == error.type)
+        return Outcome(False, where, str(error), names, kind=error.kind)
+    finding = _Finding()
+    for key, value in expected.items():
+        line = difference(key, value, got.get(key), tolerance) if key in got else f"{key}: missing in the answer"
+        if line:
+            finding.wrong_outputs.append(key)
+            finding.lines.append(line)
+    if not finding.wrong_outputs:
+        if student.changed:
+            changed = ", ".join(student.changed)
+            return Outcome(False, where, f"{call} changed its argument {changed} in place; leave arguments as they are")
+        return Outcome(True)
+    return Outcome(False, where, "; ".join(finding.lines[:2]), explain(known, case, expected, got, tolerance))
+
+
+def explain(
+    misconceptions: Sequence[Misconception], case: Case, expected: Values, got: Values, tolerance: float
+) -> tuple[str, ...]:
+    """Names of the misconceptions that give what was got, in every output where they differ from what is expected."""
+    names: list[str] = []
+    for m in misconceptions:
+        if m.wrong is None:
+            continue
+        try:
+            with np.errstate(all="ignore"):
+                wrong = m.wrong(**case)
+            telling = [k for k in expected if k in wrong and difference(k, expected[k], wrong[k], tolerance)]
+            if telling and all(k in got and not difference(k, wrong[k], got[k], tolerance) for k in telling):
+                names.append(m.name)
+        except Exception:
+            continue  # it says nothing about this case
+    return tuple(names[:MAX_HINTS])
