@@ -1,6 +1,7 @@
 /* Public functions of noise, int4, nf4 and masks. */
 #include "internal.h"
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define RUN(kernel, n, grain, cost) me_run(me_table_of(isa)->kernel, &a, n, grain, cost)
@@ -44,16 +45,69 @@ void me_int8_sums(int32_t *xsums, const int8_t *xq, int64_t N, int64_t in) {
     }
 }
 
+static void pack_x8(const void *args, int64_t begin, int64_t end) {
+    const struct me_pack_x8 *a = args;
+    int64_t blocks = a->in / 32;
+    for (int64_t g = begin; g < end; g++)
+        for (int64_t b = 0; b < blocks; b++) {
+            struct me_x8 *to = a->x8 + g * blocks + b;
+            for (int t = 0; t < 8; t++) {
+                const int8_t *x = a->xq + (8 * g + t) * a->in + 32 * b;
+                int32_t sum = 0;
+                for (int j = 0; j < 32; j++) sum += x[j];
+                for (int k = 0; k < 8; k++) memcpy(to->code[k] + 4 * t, x + 4 * k, 4);
+                to->sum[t] = a->offset * sum;
+                to->scale[t] = a->xscales[(8 * g + t) * blocks + b];
+            }
+        }
+}
+
+/* Runs a product; eight rows of x or more are turned over first, for those instruction sets that want them so. Where memory
+ * for that is wanting, the product goes without: the bits are the same. */
+static void int_linear(int isa, me_task *product, struct me_int_linear *a, int32_t offset) {
+    struct me_x8 *x8 = NULL;
+    int64_t groups = a->N / 8, blocks = a->in / 32;
+    if (isa > 0 && groups > 0 && blocks > 0) x8 = aligned_alloc(64, (size_t)(groups * blocks) * sizeof *x8);
+    if (x8 != NULL) {
+        struct me_pack_x8 pack = {x8, a->xq, a->xscales, offset, a->in};
+        me_run(pack_x8, &pack, groups, 1, 4 * a->in);
+        a->x8 = x8;
+    }
+    me_run(product, a, a->out, 8, a->N * a->in / 8);
+    free(x8);
+}
+
 void me_int4_int8_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *qweight,
                          const uint16_t *scales, int64_t group, int64_t N, int64_t out, int64_t in) {
-    struct me_int4_int8 a = {y, NULL, xq, xsums, xscales, qweight, scales, group, N, out, in};
-    RUN(int4_int8_linear, out, 1, N * in / 4);
+    struct me_int_linear a = {y, NULL, xq, xsums, xscales, qweight, scales, NULL, group, N, out, in};
+    int_linear(isa, me_table_of(isa)->int4_int8_linear, &a, 8);
+}
+
+void me_q8_int8_linear(int isa, float *y, const int8_t *xq, const float *xscales, const int8_t *qweight, const uint16_t *scales,
+                       int64_t N, int64_t out, int64_t in) {
+    struct me_int_linear a = {y, NULL, xq, NULL, xscales, (const uint8_t *)qweight, scales, NULL, 32, N, out, in};
+    int_linear(isa, me_table_of(isa)->q8_int8_linear, &a, 128);
 }
 
 void me_int4_int8_partials(int isa, int32_t *partials, const int32_t *xsums, const int8_t *xq, const uint8_t *qweight, int64_t N,
                            int64_t out, int64_t in) {
-    struct me_int4_int8 a = {NULL, partials, xq, xsums, NULL, qweight, NULL, 32, N, out, in};
-    RUN(int4_int8_partials, out, 1, N * in / 4);
+    struct me_int_linear a = {NULL, partials, xq, xsums, NULL, qweight, NULL, NULL, 32, N, out, in};
+    RUN(int4_int8_partials, out, 8, N * in / 4);
+}
+
+void me_q8_dequantize(int isa, float *weight, const int8_t *qweight, const uint16_t *scales, int64_t out, int64_t in) {
+    struct me_q8 a = {weight, qweight, scales, in};
+    RUN(q8_dequantize, out, 1, in);
+}
+
+void me_half_linear(int isa, float *y, const float *x, const uint16_t *weight, int bfloat, int64_t N, int64_t out, int64_t in) {
+    struct me_half a = {y, x, weight, bfloat, N, out, in};
+    RUN(half_linear, out, 4, N * in / 4);
+}
+
+void me_half_widen(int isa, float *out, const uint16_t *half, int bfloat, int64_t n) {
+    struct me_half a = {.y = out, .weight = half, .bfloat = bfloat};
+    RUN(half_widen, n, 1024, 1);
 }
 
 void me_nf4_quantize(int isa, uint8_t *qweight, float *absmax, const float *weight, const float *midpoints, int64_t block,

@@ -49,16 +49,22 @@ struct me_noise { float *out; const float *weight; float decay, scale; uint32_t 
 struct me_int4 { uint8_t *q_out; uint16_t *s_out; float *w_out; const uint8_t *q; const uint16_t *s; const float *w; int64_t group, in; };
 struct me_nf4 { uint8_t *q_out; float *s_out, *w_out; const uint8_t *q; const float *s, *w, *table; int64_t block, in; };
 struct me_int8 { int8_t *xq; float *xscales; const float *x; int64_t in; };
-struct me_int4_int8 {
+/* 32 columns of eight rows of x, turned over: code[k][4 t + j] = column 4 k + j of row t; sum: offset * sum of the row's 32 */
+struct me_x8 { int8_t code[8][32]; float scale[8]; int32_t sum[8]; };
+struct me_pack_x8 { struct me_x8 *x8; const int8_t *xq; const float *xscales; int32_t offset; int64_t in; };
+struct me_int_linear {
     float *y;
     int32_t *partials;
     const int8_t *xq;
-    const int32_t *xsums;
+    const int32_t *xsums;      /* 8 * the sum of each block of xq; int4 only */
     const float *xscales;
-    const uint8_t *q;
+    const uint8_t *q;          /* 16 bytes a block of 32 columns (int4), or 32 (int8) */
     const uint16_t *s;
+    const struct me_x8 *x8;    /* whole groups of eight rows of x, or NULL */
     int64_t group, N, out, in;
 };
+struct me_q8 { float *w_out; const int8_t *q; const uint16_t *s; int64_t in; };
+struct me_half { float *y; const float *x; const uint16_t *weight; int bfloat; int64_t N, out, in; };
 /* c (M, N) = sum_k a[m * a_row + k * a_k] * b[k * b_k + n * b_n]; one of a_row, a_k is 1 and one of b_k, b_n;
  * items are blocks of block_m x block_n results, counted row by row */
 struct me_gemm {
@@ -77,7 +83,8 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(normal) X(perturb) \
-    X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_linear) X(int4_int8_partials) \
+    X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_linear) X(int4_int8_partials) X(q8_int8_linear) X(q8_dequantize) \
+    X(half_linear) X(half_widen) \
     X(nf4_quantize) X(nf4_dequantize) \
     X(mask_apply)
 

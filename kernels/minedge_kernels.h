@@ -81,8 +81,17 @@ void me_int8_quantize(int isa, int8_t *xq, float *xscales, const float *x, int64
 void me_int8_sums(int32_t *xsums, const int8_t *xq, int64_t N, int64_t in);
 void me_int4_int8_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *qweight,
                          const uint16_t *scales, int64_t group, int64_t N, int64_t out, int64_t in);
+/* xq as me_int8_quantize makes it (never -128); qweight (out, in), one float16 scale per 32 */
+void me_q8_int8_linear(int isa, float *y, const int8_t *xq, const float *xscales, const int8_t *qweight, const uint16_t *scales,
+                       int64_t N, int64_t out, int64_t in);
 void me_int4_int8_partials(int isa, int32_t *partials, const int32_t *xsums, const int8_t *xq, const uint8_t *qweight, int64_t N, int64_t out,
                            int64_t in);
+
+void me_q8_dequantize(int isa, float *weight, const int8_t *qweight, const uint16_t *scales, int64_t out, int64_t in);
+
+/* 16-bit floats: float16, or bfloat16 where `bfloat`; arithmetic is float32. Any width. */
+void me_half_linear(int isa, float *y, const float *x, const uint16_t *weight, int bfloat, int64_t N, int64_t out, int64_t in);
+void me_half_widen(int isa, float *out, const uint16_t *half, int bfloat, int64_t n);
 
 /* NF4. midpoints: 15 floats between the 16 of the codebook; in a multiple of block, block of 16 */
 void me_nf4_quantize(int isa, uint8_t *qweight, float *absmax, const float *weight, const float *midpoints, int64_t block,

@@ -156,6 +156,11 @@ INLINE float half_to_float(uint16_t h) {
 INLINE vf v_half(const uint16_t *h) {
 #if defined(ME_AVX2)
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h));
+#elif defined(ME_NEON)
+    vf_halves r;
+    r.half[0] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
+    r.half[1] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h + 4)));
+    return r.v;
 #else
     vf r;
     for (int l = 0; l < LANES; l++) r[l] = half_to_float(h[l]);

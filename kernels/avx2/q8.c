@@ -1,0 +1,3 @@
+/* The loop of scalar/q8.c, compiled for this folder's instruction set. */
+#include "isa.h"
+#include "../scalar/q8.c"

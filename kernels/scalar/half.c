@@ -1,0 +1,88 @@
+/* float16 and bfloat16 weights: widen them, and multiply them with float32 activations in float32.
+ *
+ *     for o, n:  sum = 0;  for k: sum = fma(float(weight[o][k]), x[n][k], sum);  y[n][o] = sum
+ *
+ * with eight sums side by side, k mod 8 (v_sum adds them up), so that the order is the same for one row of x or many:
+ *
+ *     weight row o    h0 h1 .. h7 | h8 ..  --convert-->  eight floats, used for 1 or 3 rows of x; 4 rows at a time are
+ *     weight row o+1  h0 h1 .. h7 | h8 ..                4 or 12 sums, which wait for one another less than one would
+ *
+ * Per 8 weights and row of x: 1 fused multiply-add, and 1 conversion for all rows of x together. */
+#ifndef ME_ISA
+#include "isa.h"
+#endif
+#include "../internal.h"
+#include "../vec.h"
+
+#define ROWS 4
+#define TOKENS 3
+#define X_BYTES (256 << 10)  /* of x that pass by while a part of the weight stays near: half a second-level cache */
+
+typedef uint16_t vh __attribute__((vector_size(16)));
+
+/* bfloat16 is the upper half of a float32. */
+INLINE vf widen(const uint16_t *h, const int bfloat) {
+    vh bits;
+    if (!bfloat) return v_half(h);
+    memcpy(&bits, h, sizeof bits);
+    return (vf)(__builtin_convertvector(bits, vu) << 16);
+}
+
+INLINE vf widen_part(const uint16_t *h, int64_t n, const int bfloat) {
+    uint16_t t[LANES] = {0};
+    for (int64_t i = 0; i < n; i++) t[i] = h[i];
+    return widen(t, bfloat);
+}
+
+/* y[t][r] for r < rows, t < tokens, both constants */
+INLINE void dots(const int rows, const int tokens, const int bfloat, float *y, int64_t out, const float *x, const uint16_t *w, int64_t in) {
+    vf s[ROWS][TOKENS], wide[ROWS];
+    int64_t k = 0;
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) s[r][t] = v_set(0);
+    for (; k + LANES <= in; k += LANES) {
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) wide[r] = widen(w + r * in + k, bfloat);
+#pragma GCC unroll 3
+        for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) s[r][t] = v_fma(wide[r], v_load(x + t * in + k), s[r][t]);
+    }
+    if (k < in)
+        for (int r = 0; r < rows; r++)
+            for (int t = 0; t < tokens; t++)
+                s[r][t] = v_fma(widen_part(w + r * in + k, in - k, bfloat), v_load_part(x + t * in + k, in - k, 0), s[r][t]);
+    for (int t = 0; t < tokens; t++)
+        for (int r = 0; r < rows; r++) y[t * out + r] = v_sum(s[r][t]);
+}
+
+INLINE void rows_of_weight(const struct me_half *a, const int rows, const int bfloat, int64_t n0, int64_t n1, int64_t o) {
+    const uint16_t *w = a->weight + o * a->in;
+    int64_t n = n0;
+    for (; n + TOKENS <= n1; n += TOKENS) dots(rows, TOKENS, bfloat, a->y + n * a->out + o, a->out, a->x + n * a->in, w, a->in);
+    for (; n < n1; n++) dots(rows, 1, bfloat, a->y + n * a->out + o, a->out, a->x + n * a->in, w, a->in);
+}
+
+INLINE void half_product(const struct me_half *a, const int bfloat, int64_t begin, int64_t end) {
+    int64_t step = X_BYTES / (int64_t)(sizeof(float) * (size_t)(a->in + 1)) / TOKENS * TOKENS + TOKENS;
+    for (int64_t n0 = 0; n0 < a->N; n0 += step) {
+        int64_t n1 = n0 + step < a->N ? n0 + step : a->N, o = begin;
+        for (; o + ROWS <= end; o += ROWS) rows_of_weight(a, ROWS, bfloat, n0, n1, o);
+        for (; o < end; o++) rows_of_weight(a, 1, bfloat, n0, n1, o);
+    }
+}
+
+/* items are rows of the weight */
+ME_KERNEL(half_linear) {
+    const struct me_half *a = args;
+    if (a->bfloat) half_product(a, 1, begin, end);
+    else half_product(a, 0, begin, end);
+}
+
+/* y = float(weight), exact; items are numbers */
+ME_KERNEL(half_widen) {
+    const struct me_half *a = args;
+    int64_t i = begin;
+    for (; i + LANES <= end; i += LANES) v_store(a->y + i, widen(a->weight + i, a->bfloat));
+    if (i < end) v_store_part(a->y + i, widen_part(a->weight + i, end - i, a->bfloat), end - i);
+}
