@@ -78,12 +78,11 @@ def read_bandwidth(threads: int) -> Timed:
 
 
 def onnx_product(x: np.ndarray, weights: list, group: int, threads: int, accuracy: int = 4) -> Timed:
-    """MatMulNBits with int8 activations (its fastest way); weights as (qweight, scales) of ours, turned into its layout."""
-    import onnx
+    """MatMulNBits with int8 activations (its fastest); weights as (qweight, scales) of ours, in its layout."""
     import onnxruntime
     from onnx import TensorProto, helper
 
-    runs = []
+    runs, floats = [], TensorProto.FLOAT
     for qweight, scales in weights:
         out, width = qweight.shape[0], qweight.shape[1] * 2
         blocks = qweight.reshape(out, -1, 16)
@@ -100,7 +99,7 @@ def onnx_product(x: np.ndarray, weights: list, group: int, threads: int, accurac
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, (len(x), out))],
             [
                 helper.make_tensor("w", TensorProto.UINT8, packed.shape, packed.tobytes(), raw=True),
-                helper.make_tensor("s", TensorProto.FLOAT, (scales.size,), scales.astype(np.float32).tobytes(), raw=True),
+                helper.make_tensor("s", floats, (scales.size,), scales.astype(np.float32).tobytes(), raw=True),
             ],
         )  # fmt: skip
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]

@@ -23,18 +23,20 @@ _OPTIM = ("adamw_", "sum_squares")
 _NOISE = ("normal", "perturb", "perturb_")
 _INT4 = ("int4_quantize", "int4_dequantize", "int8_quantize", "int4_int8_partials", "int4_int8_linear")
 _NF4 = ("nf4_quantize", "nf4_dequantize")
-_Q8 = ("q8_quantize", "q8_dequantize")
+_Q8 = ("q8_int8_linear",)
+_HALF = ("half_widen", "half_linear_forward", "half_linear_backward")
 _ABSMAX = ("absmax_quantize", "absmax_dequantize")
 _MASKS = ("mask_apply", "mask_apply_", "sparse_pack", "sparse_unpack")
 _PRODUCTS = tuple(f"{weight}linear_{way}" for weight in ("", "int4_", "nf4_") for way in ("forward", "backward"))
 
 OPS: dict[str, dict[str, str]] = {
     name: {"numpy": "native", "numba": "native", "c": "native"}
-    for name in (*_LAYERS, *_ATTENTION, *_LOSS, *_OPTIM, *_NOISE, *_INT4, *_NF4, *_MASKS)
+    for name in (*_LAYERS, *_ATTENTION, *_LOSS, *_OPTIM, *_NOISE, *_INT4, *_NF4, *_Q8, *_MASKS)
 }
 # Float matrix products: the numba tier leaves them to NumPy's BLAS, which is native code already.
 OPS.update({name: {"numpy": "native", "numba": "blas", "c": "native"} for name in _PRODUCTS})
 # NF4's block scales are one number for 64 weights: NumPy is fast enough for them everywhere.
 OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in _ABSMAX})
-# Eight-bit weights are packed once and unpacked with two vector operations: the specification stands in.
-OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in _Q8})
+# Eight-bit weights and sixteen-bit floats are made once: NumPy is fast enough for that. Numba knows no float16.
+OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in ("q8_quantize", "half_round")})
+OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "native"} for name in ("q8_dequantize", *_HALF)})

@@ -41,6 +41,17 @@ def _nf4(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 256, (rows, blocks * 16), dtype=np.uint8), _positive(rng, rows, blocks)
 
 
+def _q8(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    rows, blocks = n % 5 + 1, n // 3 + 1
+    return rng.integers(-128, 128, (rows, blocks * 32), dtype=np.int8), _f(rng, rows, blocks).astype(np.float16)
+
+
+def _half(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """float16, or bfloat16's bits: by turns."""
+    numbers = _f(rng, *shape)
+    return numbers.astype(np.float16) if shape[-1] % 2 else (numbers.view(np.uint32) >> 16).astype(np.uint16)
+
+
 def _bits(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.packbits(rng.random(n) < 0.5, bitorder="little")
 
@@ -91,11 +102,16 @@ CASES: dict[str, Case] = {
     "int4_linear_forward": lambda r, n: (_f(r, 2, 32 * (n // 3 + 1)), *_packed(r, n), 32),
     "int4_linear_backward": lambda r, n: (_f(r, 2, n % 5 + 1), (*_packed(r, n), 32)),
     "int8_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)),),
-    "int4_int8_linear": lambda r, n: (_f(r, n % 7 + 1, 32 * (n // 3 + 1)), *_packed(r, n), 32),
+    "int4_int8_linear": lambda r, n: (_f(r, n % 19 + 1, 32 * (n // 3 + 1)), *_packed(r, n), 32),
     "int4_int8_partials": lambda r, n: (
         r.integers(-128, 128, (n % 7 + 1, 32 * (n // 3 + 1)), dtype=np.int8),
         _packed(r, n)[0],
     ),
+    "q8_dequantize": lambda r, n: _q8(r, n),
+    "q8_int8_linear": lambda r, n: (_f(r, n % 19 + 1, 32 * (n // 3 + 1)), *_q8(r, n)),
+    "half_widen": lambda r, n: (_half(r, n % 3 + 1, n),),
+    "half_linear_forward": lambda r, n: (_f(r, n % 9 + 1, n + 1), _half(r, n % 7 + 1, n + 1)),
+    "half_linear_backward": lambda r, n: (_f(r, 3, n % 7 + 1), (_half(r, n % 7 + 1, n + 1),)),
     "nf4_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)), 32),
     "nf4_dequantize": lambda r, n: (*_nf4(r, n), 32),
     "nf4_linear_forward": lambda r, n: (_f(r, 2, 32 * (n // 3 + 1)), *_nf4(r, n), 32),

@@ -46,7 +46,12 @@ def big(name: str) -> tuple:
         "int4_linear_forward": lambda: (f(200, 256), *big("int4_dequantize")),
         "int4_linear_backward": lambda: (f(200, 300), big("int4_dequantize")),
         "int4_dequantize": lambda: (rng.integers(0, 256, (300, 128), dtype=np.uint8), f(300, 8).astype(np.float16), 32),
-        "int4_int8_linear": lambda: (f(7, 256), rng.integers(0, 256, (300, 128), dtype=np.uint8),
+        "q8_int8_linear": lambda: (f(21, 256), *big("q8_dequantize")),
+        "q8_dequantize": lambda: (rng.integers(-127, 128, (301, 256), dtype=np.int8), f(301, 8).astype(np.float16)),
+        "half_linear_forward": lambda: (f(21, 255), f(301, 255).astype(np.float16)),
+        "half_linear_backward": lambda: (f(21, 301), (f(301, 255).astype(np.float16),)),
+        "half_widen": lambda: (f(301, 255).astype(np.float16),),
+        "int4_int8_linear": lambda: (f(21, 256), rng.integers(0, 256, (300, 128), dtype=np.uint8),
                                      f(300, 8).astype(np.float16), 32),
         "int4_int8_partials": lambda: (rng.integers(-128, 128, (7, 256), dtype=np.int8),
                                        rng.integers(0, 256, (300, 128), dtype=np.uint8)),
@@ -83,17 +88,23 @@ def test_batch_size_changes_no_bit(isa):
     ops = c_ops.load(isa)
     x, w, b = f(40, 96), f(96), f(96, seed=1)
     q, s = ops["int4_quantize"](f(33, 96, seed=2), 32)
+    q128, s128 = ops["int4_quantize"](f(33, 384, seed=2), 128)
+    codes = np.random.default_rng(5).integers(-128, 128, (33, 96), dtype=np.int8)
     for one in (
         lambda a: ops["linear_forward"](a, f(50, 96, seed=4))[0],
         lambda a: ops["linear_backward"](a, (f(len(a), 50), f(96, 50, seed=4)), False)[0],
         lambda a: ops["rms_norm_forward"](a, w, 1e-5)[0],
         lambda a: ops["layer_norm_forward"](a, w, b, 1e-5)[0],
         lambda a: ops["int4_int8_linear"](a, q, s, 32),
+        lambda a: ops["int4_int8_linear"](np.tile(a, 4), q128, s128, 128),
+        lambda a: ops["q8_int8_linear"](a, codes, s),
+        lambda a: ops["half_linear_forward"](a, f(33, 96, seed=2).astype(np.float16))[0],
+        lambda a: ops["half_linear_forward"](a[:, :95], np.resize(q, (33, 95)).astype(np.uint16) << 7)[0],
         lambda a: ops["swiglu_forward"](a, a)[0],
         lambda a: ops["gelu_forward"](a)[0],
     ):
         whole = one(x)
-        for n in (1, 2, 3, 5, 7):
+        for n in (1, 2, 3, 5, 7, 8, 9, 13, 16, 23, 24):
             assert one(x[:n]).tobytes() == whole[:n].tobytes()
 
 

@@ -38,6 +38,7 @@ from minedge.ops.numba_ops.nf4 import (
 )
 from minedge.ops.numba_ops.noise import normal, perturb, perturb_
 from minedge.ops.numba_ops.optim import adamw_, sum_squares
+from minedge.ops.numba_ops.q8 import q8_int8_linear
 
 __all__ = [
     "adamw_",
@@ -71,6 +72,7 @@ __all__ = [
     "normal",
     "perturb",
     "perturb_",
+    "q8_int8_linear",
     "rms_norm_backward",
     "rms_norm_forward",
     "rotary_backward",

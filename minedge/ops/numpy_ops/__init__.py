@@ -1,6 +1,7 @@
 """The specification tier: every op in NumPy, written to be read. The other tiers are held equal to it."""
 
 from minedge.ops.numpy_ops.attention import attention_backward, attention_forward
+from minedge.ops.numpy_ops.half import half_linear_backward, half_linear_forward, half_round, half_widen
 from minedge.ops.numpy_ops.int4 import (
     int4_dequantize,
     int4_int8_linear,
@@ -40,7 +41,7 @@ from minedge.ops.numpy_ops.nf4 import (
 )
 from minedge.ops.numpy_ops.noise import normal, perturb, perturb_
 from minedge.ops.numpy_ops.optim import adamw_, sum_squares
-from minedge.ops.numpy_ops.q8 import q8_dequantize, q8_quantize
+from minedge.ops.numpy_ops.q8 import q8_dequantize, q8_int8_linear, q8_quantize
 
 __all__ = [
     "absmax_dequantize",
@@ -56,6 +57,10 @@ __all__ = [
     "embedding_forward",
     "gelu_backward",
     "gelu_forward",
+    "half_linear_backward",
+    "half_linear_forward",
+    "half_round",
+    "half_widen",
     "int4_dequantize",
     "int4_int8_linear",
     "int4_int8_partials",
@@ -77,6 +82,7 @@ __all__ = [
     "perturb",
     "perturb_",
     "q8_dequantize",
+    "q8_int8_linear",
     "q8_quantize",
     "rms_norm_backward",
     "rms_norm_forward",

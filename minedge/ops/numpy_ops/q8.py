@@ -1,4 +1,4 @@
-r"""Eight-bit weights: quantize and dequantize. The specification.
+r"""Eight-bit weights: quantize, dequantize, and multiply with eight-bit activations. The specification.
 
 Layout: a weight (out, in) is cut along `in` into groups of 32. A group has one float16 scale d and codes q in
 -127..127; a weight reads as d * q. This is GGML's Q8_0, codes and scales kept in two arrays instead of interleaved:
@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GROUP", "q8_dequantize", "q8_quantize"]
+from minedge.ops.numpy_ops.int4 import int8_quantize
+
+__all__ = ["GROUP", "q8_dequantize", "q8_int8_linear", "q8_quantize"]
 
 F32 = np.float32
 GROUP = 32  # weights along a row that share a scale
@@ -55,3 +57,22 @@ def q8_dequantize(qweight: NDArray[np.int8], scales: NDArray[np.float16]) -> NDA
     groups = weight.reshape(*scales.shape, GROUP)
     groups *= scales.astype(F32)[..., None]
     return weight
+
+
+def q8_int8_linear(
+    x: NDArray[np.floating], qweight: NDArray[np.int8], scales: NDArray[np.float16]
+) -> NDArray[np.float32]:
+    """`out[n, o] = sum over groups g of xscale[n, g] * scale[o, g] * sum over g of xq * code`: what decoding uses.
+
+    x (..., in) float, rounded to int8 by `int8_quantize` -> (..., out). A group's integer sum is at most 32 * 127 * 128
+    in magnitude: int32 is exact. The distance from the exact product is bounded by the activations' rounding, half an
+    xscale each.
+    """
+    if qweight.ndim != 2 or (len(scales), GROUP * scales.shape[-1]) != qweight.shape:
+        raise ValueError(f"scales: expected one a group of {GROUP} codes of {qweight.shape}, got {scales.shape}")
+    xq, xscales = int8_quantize(x.reshape(-1, x.shape[-1]))
+    xb = xq.astype(np.int32).reshape(len(xq), -1, GROUP)
+    wb = qweight.astype(np.int32).reshape(*scales.shape, GROUP)
+    partial = np.einsum("ngi,ogi->nog", xb, wb).astype(F32)
+    out = np.ascontiguousarray(np.einsum("nog,og,ng->no", partial, scales.astype(F32), xscales, optimize=True))
+    return out.reshape(*x.shape[:-1], len(qweight))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from op_checks.attention import check_attention, check_attention_view
 from op_checks.bounds import RATIOS
+from op_checks.half import check_half, check_half_linear
 from op_checks.int4 import check_int4_linear, check_int4_quantize, check_int8_linear, check_partials
 from op_checks.layers import (
     check_bias,
@@ -23,7 +24,7 @@ from op_checks.layers import (
     check_swiglu,
 )
 from op_checks.nf4 import check_absmax, check_nf4_linear, check_nf4_quantize
-from op_checks.q8 import check_q8
+from op_checks.q8 import check_q8, check_q8_product
 from op_checks.training import check_adamw, check_cross_entropy, check_masks, check_noise, check_sum_squares
 
 __all__ = ["CHECKS", "RATIOS", "Check", "Cross"]
@@ -194,6 +195,19 @@ CHECKS: dict[str, Check] = {
         dict(rows=_FEW, blocks=_SMALL),
         ("q8_quantize", "q8_dequantize"),
         dict(rows=3, blocks=2),
+    ),
+    "q8_product": Check(
+        check_q8_product,
+        dict(N=_ROWS, blocks=st.integers(1, 10), M=st.sampled_from([1, 2, 7, 8, 9])),
+        ("q8_int8_linear",),
+        dict(N=9, blocks=3, M=5),
+    ),
+    "half": Check(check_half, dict(n=_LONG), ("half_round", "half_widen"), dict(n=257)),
+    "half_linear": Check(
+        check_half_linear,
+        dict(N=_ROWS, C=_WIDTH, M=_WIDTH),
+        ("half_linear_forward", "half_linear_backward"),
+        dict(N=9, C=33, M=17),
     ),
     "partials": Check(
         check_partials,

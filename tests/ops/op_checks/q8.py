@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from op_checks.bounds import U, exact
-from op_checks.int4 import special_groups
+from op_checks.bounds import U, exact, within
+from op_checks.int4 import scalar_int8, special_groups
 from op_checks.layers import numbers
 
-__all__ = ["check_q8"]
+__all__ = ["check_q8", "check_q8_product"]
 
 F = np.float32
 
@@ -61,3 +61,25 @@ def check_q8(ops, seed, rows, blocks):
         # x * (1/d) carries three roundings of a number up to 127; reading multiplies the code with float16(d)
         bound = d / 2 + 127 * 4 * U * d + 127 * np.abs(d16 - d) * (1 + U)
         assert (np.abs(got.astype(np.float64) - case)[fits] <= bound[fits]).all(), "q8: error above half a step"
+
+
+def check_q8_product(ops, seed, N, blocks, M):
+    """Integer sums are exact; groups add up with two products and one sum each: (groups + 3) u sum |terms|.
+
+    Then the same with scales that are powers of two and few groups: every rounding is exact, so the result is the
+    int64 sum, with the extremes -127, 127 and -128 (which files may hold) included.
+    """
+    x, weight = numbers(seed, (N, 32 * blocks), (M, 32 * blocks))
+    codes, scales = scalar_quantize(weight)
+    xq, d = scalar_int8(x)
+    parts = xq.astype(float).reshape(N, blocks, 32), codes.astype(float).reshape(M, blocks, 32)
+    terms = np.einsum("nbi,mbi->nmb", *parts) * scales.astype(float)[None] * d.astype(float)[:, None]
+    out = ops.q8_int8_linear(x, codes, scales)
+    within("q8_int8_linear", out, terms.sum(axis=2), (blocks + 3) * U * np.abs(terms).sum(axis=2))
+    rng = np.random.default_rng(seed)
+    whole = rng.integers(-127, 128, (N, 32 * blocks))
+    whole[:, ::32] = 127  # the scale of every group is 1
+    whole[0], codes = np.where(np.arange(32 * blocks) % 2, -127, 127), rng.integers(-128, 128, codes.shape)
+    codes[0], codes[-1] = np.where(np.arange(32 * blocks) % 2, -128, 127), -128
+    got = ops.q8_int8_linear(whole.astype(F), codes.astype(np.int8), np.full_like(scales, 0.5))
+    exact("q8_int8_linear of integers", got, ((whole @ codes.T) * 0.5).astype(F))
