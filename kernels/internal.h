@@ -13,6 +13,8 @@ void me_run(me_task *task, const void *args, int64_t n, int64_t grain, int64_t c
 #define ME_PART_ROWS 64       /* rows whose gradients of a shared weight are summed before they join the total */
 #define ME_SUM_BLOCK 4096     /* elements of one float64 partial sum */
 #define ME_NOISE_BLOCK 64     /* numbers of one task of the noise kernels */
+#define ME_SPAN 256           /* keys whose softmax stands alone before it joins the others */
+#define ME_TILE_ROWS 24       /* pairs (query, head) that read the keys of one head together */
 #define ME_COLUMNS 16         /* columns of one task of embedding_backward: a cache line, so threads do not share one */
 
 struct me_embedding { float *out; const int64_t *ids; const float *in; int64_t N, C; };
@@ -73,6 +75,15 @@ struct me_gemm {
     int *failed;
     int64_t a_row, a_k, b_k, b_n, M, N, K, block_m, block_n;
 };
+/* Attention over a cache: `groups` hold the rows of q in order. parts: NULL, or (N, H, spans) results of round_up(D, 16) + 2 */
+struct me_cached {
+    float *out, *parts;
+    const float *q;
+    const struct me_cache *cache;
+    const struct me_rows *groups;
+    int64_t spans, H, KV, D;
+};
+struct me_stored { const struct me_cache *cache; const struct me_rows *groups; const float *k, *v; int64_t KV, D; };
 struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n; };
 
 /* name of the kernel as in <isa>/<file>.c */
@@ -81,6 +92,7 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
     X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
     X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
+    X(cached_attention) X(join_spans) X(cache_store) \
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(normal) X(perturb) \
     X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_linear) X(int4_int8_partials) X(q8_int8_linear) X(q8_dequantize) \

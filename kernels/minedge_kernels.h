@@ -107,4 +107,65 @@ int64_t me_mask_count(const uint8_t *bits, int64_t n);
 void me_sparse_pack(void *values, const void *weight, const uint8_t *bits, int64_t n, int64_t size);
 void me_sparse_unpack(void *weight, const void *values, const uint8_t *bits, int64_t n, int64_t size);
 
+/* Keys and values of the tokens so far, one layer: k[slot][kv][j / 16][d][j % 16], v[slot][kv][j][0..Dp), j below `room`, a
+ * multiple of 16, Dp the next multiple of 16 from D on; zeros where nothing was stored. ME_INT8: code * scale[slot][kv][j]. */
+enum { ME_FLOAT32, ME_FLOAT16, ME_INT8 };
+struct me_cache {
+    void *k, *v;
+    float *k_scales, *v_scales;
+    int64_t dtype, room;
+};
+/* Rows first .. first + count - 1 of a step are the next tokens of the sequence in `slot`, which holds `past` already. */
+struct me_rows { int64_t first, count, past, slot; };
+
+/* k, v (N, KV, D) of the rows of n_groups sequences go into the cache. */
+void me_cache_store(int isa, const struct me_cache *cache, const float *k, const float *v, const struct me_rows *groups,
+                    int64_t n_groups, int64_t KV, int64_t D);
+/* q (N, H, D), each query against its sequence up to itself -> out. parts: scratch of parts_size floats, may be NULL */
+void me_cached_attention(int isa, float *out, float *parts, int64_t parts_size, const float *q, const struct me_cache *cache,
+                         const struct me_rows *groups, int64_t n_groups, int64_t H, int64_t KV, int64_t D);
+
+/* The engine: one call runs a list of steps for N rows (tokens) of one or more sequences. Which arrays a step names is up to
+ * the plan (minedge/model/plan.py); nothing here knows an architecture. */
+enum me_op {
+    ME_OP_ROWS_DENSE,   /* out (N, n) = w[token] */
+    ME_OP_ROWS_INT4,    /* the same of int4 codes w, scales w2 */
+    ME_OP_ROWS_INT8,    /* of int8 codes w, scales w2 */
+    ME_OP_POSITIONS,    /* out += w[position] */
+    ME_OP_RMS_NORM,     /* out = rms_norm(x), `group` rows of width n a token */
+    ME_OP_LAYER_NORM,   /* out = layer_norm(x) w + w2 */
+    ME_OP_QUANTIZE,     /* out, a struct me_codes, = x as int8 codes */
+    ME_OP_DENSE,        /* out (N, m) = x (N, n) w^T */
+    ME_OP_INT4,         /* the same of the codes x and int4 w, w2 */
+    ME_OP_BIAS,         /* out (N, m) = x + w */
+    ME_OP_COLUMNS,      /* out (N, m) = columns group .. group + m - 1 of x (N, n) */
+    ME_OP_ROTARY,       /* out (N, m, n) = x turned by the angles w (cos), w2 (sin) of its position */
+    ME_OP_STORE,        /* keys x, values y (N, m, n) go into the cache out */
+    ME_OP_ATTENTION,    /* out (N, group, n) = attention of x over the cache y with m key heads */
+    ME_OP_SWIGLU,       /* out (N, n) = silu(x) y */
+    ME_OP_GELU,         /* out (N, n) = gelu(x) */
+    ME_OP_SCALE,        /* out (N, n) = value x */
+    ME_OP_ADD,          /* out (N, n) = x + y */
+    ME_OP_PICK,         /* out (picked, n) = the rows of x whose logits are wanted; later steps work on these */
+    ME_OPS
+};
+struct me_codes { int8_t *codes; float *scales; int32_t *sums; };
+struct me_step {
+    int32_t op, picked;      /* picked: works on the rows that ME_OP_PICK left */
+    void *out;
+    float *scratch;
+    const void *x, *y, *w, *w2;
+    int64_t n, m, group, size;
+    float value;
+};
+struct me_batch {
+    const int64_t *tokens;           /* N */
+    const struct me_rows *groups;    /* which sequence each row belongs to; n_groups of them, rows in order */
+    const int64_t *picks;            /* rows that ME_OP_PICK keeps, n_picks */
+    double *seconds;                 /* NULL, or time is added per step */
+    int64_t N, n_groups, n_picks;
+};
+/* Runs steps in order; nonzero on want of memory. */
+int me_engine_run(int isa, const struct me_step *steps, int64_t n_steps, const struct me_batch *batch);
+
 #endif

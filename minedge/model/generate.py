@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minedge.errors import UsageError
-from minedge.model import transformer
-from minedge.model.kvcache import KVCache
+from minedge.model.reader import open_reader
 
 if TYPE_CHECKING:
     from minedge.model.model import Model
@@ -89,7 +88,9 @@ def draw(p: Array, rng: np.random.Generator) -> int:
     return int(min(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"), len(p) - 1))
 
 
-def generate_ids(model: Model, prompt: list[int], max_tokens: int, s: Sampling) -> Iterator[int]:
+def generate_ids(
+    model: Model, prompt: list[int], max_tokens: int, s: Sampling, kv_dtype: str = "float32"
+) -> Iterator[int]:
     """Token ids that continue `prompt`, until EOS (not yielded), `max_tokens`, or the context is full."""
     if max_tokens < 0:
         raise UsageError(f"max_tokens: expected a number >= 0, got {max_tokens}")
@@ -97,25 +98,17 @@ def generate_ids(model: Model, prompt: list[int], max_tokens: int, s: Sampling) 
     room = min(max_tokens, model.config.context_length - tokens.shape[1])
     if room <= 0:
         return
-    config, ops = model.config, model.ops
-    kv = KVCache(config, 1, tokens.shape[1] + room)
+    reader = open_reader(model, 1, tokens.shape[1] + room, kv_dtype)
     rng = np.random.default_rng(s.seed)
-    eos = config.eos_ids
-    seen = list(prompt)
-    for i in range(room):
-        x, _ = transformer.forward_hidden(
-            config, model.params, model.linears, tokens, ops, kv=kv, int8=True, keep_cache=False
-        )
-        last = np.ascontiguousarray(x[:, -1])  # (1, C): only the last position's logits are needed
-        logits, _ = transformer.head_forward(config, model.params, model.linears, last, ops, int8=True)
-        token = next_token(logits[0], np.array(seen), s, rng)
+    eos = model.config.eos_ids
+    seen, new = list(prompt), list(prompt)
+    for _ in range(room):
+        token = next_token(reader.step([new])[0], np.array(seen), s, rng)
         if token in eos:
             return
         yield token
         seen.append(token)
-        tokens = np.array([[token]], dtype=np.int64)
-        if i + 1 == room:
-            return
+        new = [token]
 
 
 def generate_text(

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from minedge.config import Config
 from minedge.errors import UsageError
+from minedge.ops.numpy_ops.attention_decode import KV_DTYPES, kv_round
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "check_room"]
 
 Array = NDArray[np.floating]
 
@@ -16,15 +17,20 @@ Array = NDArray[np.floating]
 class KVCache:
     """Room for `max_length` tokens: per layer k and v of shape (B, max_length, KV, D). `length` counts the tokens in
     it.
+
+    rounding  "float16" or "int8": keys and values are rounded as the engine's narrow caches round them, and kept as
+              float32 all the same. This is the cache that is meant to be read; engine.py has the one that saves memory.
     """
 
-    def __init__(self, config: Config, batch: int, max_length: int, dtype: type = np.float32):
-        if not 1 <= max_length <= config.context_length:
-            raise UsageError(f"max_length: expected 1 to {config.context_length} (the context), got {max_length}")
+    def __init__(
+        self, config: Config, batch: int, max_length: int, dtype: type = np.float32, rounding: str = "float32"
+    ):
+        check_room(config, max_length, rounding)
         shape = (batch, max_length, config.n_kv_head, config.head_dim)
         self.k: list[Array] = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
         self.v: list[Array] = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
         self.length = 0
+        self.rounding = rounding
         self.max_length = max_length
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
@@ -33,8 +39,8 @@ class KVCache:
         `length` itself moves once a step, by `advance`, after the last layer.
         """
         end = self.length + k.shape[1]
-        self.k[layer][:, self.length : end] = k
-        self.v[layer][:, self.length : end] = v
+        self.k[layer][:, self.length : end] = kv_round(k, self.rounding)
+        self.v[layer][:, self.length : end] = kv_round(v, self.rounding)
         return self.k[layer][:, :end], self.v[layer][:, :end]
 
     def advance(self, n: int) -> None:
@@ -47,3 +53,11 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (*self.k, *self.v))
+
+
+def check_room(config: Config, max_length: int, kv_dtype: str) -> None:
+    """Raise `UsageError` for a cache longer than the context, or of an unknown dtype."""
+    if not 1 <= max_length <= config.context_length:
+        raise UsageError(f"max_length: expected 1 to {config.context_length} (the context), got {max_length}")
+    if kv_dtype not in KV_DTYPES:
+        raise UsageError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, got {kv_dtype!r}")

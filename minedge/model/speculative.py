@@ -19,11 +19,11 @@ write like it: a smaller model of the same family, or the same model in fewer bi
 Above temperature 0 the tokens have the target's distribution exactly, whatever q is (the paper's App. A.1), though a
 seed gives another text than without a draft. At temperature 0 all distributions are certain, so a guess is kept if it
 is the target's own choice, and the text is the target's greedy one. What "identical" rests on: a token's logits must
-be the same bits whether it is read alone or among others. Attention over a filled cache takes one query at a time
-(transformer.py), so this hangs on the products with weights. In the C tier it holds for every kind, and in the Numba
-tier for models whose matrices are all Int4, embedding and head included. In the NumPy tier, and for float products of
-the Numba tier, BLAS may add up one row in another order than the same row among many, so a near-tie (two logits apart
-by rounding only) could go the other way.
+be the same bits whether it is read alone or among others. Attention over a filled cache gives each query what it
+would get alone (ops.cached_attention), so this hangs on the products with weights. In the C tier it holds for every
+kind, and in the Numba tier for models whose matrices are all Int4, embedding and head included. In the NumPy tier, and
+for float products of the Numba tier, BLAS may add up one row in another order than the same row among many, so a
+near-tie (two logits apart by rounding only) could go the other way.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minedge.errors import UsageError
-from minedge.model import transformer
 from minedge.model.generate import Sampling, draw, probabilities
-from minedge.model.kvcache import KVCache
+from minedge.model.reader import Reader, open_reader
 
 if TYPE_CHECKING:
     from minedge.model.model import Model
@@ -116,15 +115,16 @@ def _generate(
     left = min(max_tokens, model.config.context_length - len(seen))
     if left <= 0:
         return
-    reader = _Reader(model, len(seen) + left)
-    guesser = _Reader(draft, min(len(seen) + left, draft.config.context_length))
+    reader = open_reader(model, 1, len(seen) + left)
+    guesser = open_reader(draft, 1, min(len(seen) + left, draft.config.context_length))
     eos, rng = model.config.eos_ids, np.random.default_rng(s.seed)
     while left > 0:
         # A pass gives up to one token more than was proposed; the last proposal is not read by the draft itself. The
         # prompt is read alone, as without a draft: read together with guesses it could round otherwise.
-        n = min(n_draft, left - 1, guesser.room(seen) + 1) if reader.kv.length else 0
+        room = max(-1, guesser.max_length - len(seen))  # -1: the draft's context does not hold what there is
+        n = min(n_draft, left - 1, room + 1) if reader.lengths[0] else 0
         guesses, q = _propose(guesser, seen, n, s, eos, rng)
-        logits = reader.read([*seen, *guesses], len(guesses) + 1)
+        logits = _read(reader, [*seen, *guesses], len(guesses) + 1)
         counts.passes += 1
         counts.proposed += len(guesses)
         for i, row in enumerate(logits):
@@ -140,19 +140,19 @@ def _generate(
             if not right:
                 break
         # The last token is read with the next guesses; what follows it in the caches are guesses that were wrong.
-        reader.kv.truncate(len(seen) - 1)
-        guesser.kv.truncate(len(seen) - 1)
+        reader.truncate(len(seen) - 1)
+        guesser.truncate(len(seen) - 1)
 
 
 def _propose(
-    guesser: _Reader, seen: list[int], n: int, s: Sampling, eos: tuple[int, ...], rng: np.random.Generator
+    guesser: Reader, seen: list[int], n: int, s: Sampling, eos: tuple[int, ...], rng: np.random.Generator
 ) -> tuple[list[int], list[Array]]:
     """Up to `n` tokens that the draft would say next, none after an end of text; and what each was drawn from."""
     guesses: list[int] = []
     drawn_from: list[Array] = []
     while len(guesses) < n and not (guesses and guesses[-1] in eos):
         text = [*seen, *guesses]
-        drawn_from.append(probabilities(guesser.read(text, 1)[0], np.array(text), s))
+        drawn_from.append(probabilities(_read(guesser, text, 1)[0], np.array(text), s))
         guesses.append(draw(drawn_from[-1], rng))
     return guesses, drawn_from
 
@@ -165,23 +165,6 @@ def _choose(p: Array, q: Array, guess: int, rng: np.random.Generator) -> int:
     return draw(rest if rest.any() else p, rng)  # all zero only where p and q differ by rounding
 
 
-class _Reader:
-    """A model and what it has read."""
-
-    def __init__(self, model: Model, max_length: int):
-        self.model = model
-        self.kv = KVCache(model.config, 1, max_length)
-
-    def room(self, seen: list[int]) -> int:
-        """How many more tokens than `seen` fit; -1 where `seen` itself does not."""
-        return max(-1, self.kv.max_length - len(seen))
-
-    def read(self, text: list[int], n: int) -> Array:
-        """Read what is new in `text`; logits (n, V) of its last n positions."""
-        model, ops = self.model, self.model.ops
-        new = np.array([text[self.kv.length :]], dtype=np.int64)
-        x, _ = transformer.forward_hidden(
-            model.config, model.params, model.linears, new, ops, kv=self.kv, int8=True, keep_cache=False
-        )
-        last = np.ascontiguousarray(x[0, -n:])
-        return transformer.head_forward(model.config, model.params, model.linears, last, ops, int8=True)[0]
+def _read(reader: Reader, text: list[int], n: int) -> Array:
+    """Read what is new in `text`; logits (n, V) of its last n positions."""
+    return reader.step([text[reader.lengths[0] :]], n)

@@ -138,12 +138,10 @@ def _attention_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
         k, kr = ops.rotary_forward(k, cos, sin)
     if run.kv is not None:
         k, v = run.kv.append(i, k, v)  # (B, S, KV, D): the past in front
-    if run.kv is not None and run.kv.length and T > 1:  # one query at a time: each gets the bits it would get alone
-        past = run.kv.length + 1
-        ys = [ops.attention_forward(q[:, t : t + 1], k[:, : past + t], v[:, : past + t])[0] for t in range(T)]
-        y, att = np.concatenate(ys, axis=1), ()
-    else:
+    if run.kv is None:
         y, att = ops.attention_forward(q, k, v)
+    else:
+        y, att = ops.cached_attention(q, k, v), ()
     out, out_cache = _linear_forward(y.reshape(B, T, -1), run, run.name(i, a.attn_out))
     return out, (in_caches, qn, kn, qr, kr, att, out_cache)
 

@@ -17,7 +17,7 @@ _LAYERS = tuple(
     for layer in ("embedding", "bias", "rms_norm", "layer_norm", "rotary", "swiglu", "gelu")
     for way in ("forward", "backward")
 )
-_ATTENTION = ("attention_forward", "attention_backward")
+_ATTENTION = ("attention_forward", "attention_backward", "cached_attention")
 _LOSS = ("cross_entropy_forward", "cross_entropy_backward")
 _OPTIM = ("adamw_", "sum_squares")
 _NOISE = ("normal", "perturb", "perturb_")

@@ -87,6 +87,7 @@ CASES: dict[str, Case] = {
     "gelu_backward": lambda r, n: (_f(r, n), (_f(r, n),)),
     "attention_forward": _attention,
     "attention_backward": lambda r, n: _attention(r, n, backward=True),
+    "cached_attention": _attention,
     "cross_entropy_forward": lambda r, n: (_f(r, 3, n + 1), r.integers(0, n + 1, 3), _positive(r, 3)),
     "cross_entropy_backward": lambda r, n: (
         0.5,

@@ -29,6 +29,7 @@ def big(name: str) -> tuple:
         "attention_forward": lambda: (f(2, 100, 6, 32), f(2, 110, 3, 32), f(2, 110, 3, 32)),
         "attention_backward": lambda: (f(2, 100, 6, 32), (f(2, 100, 6, 32), f(2, 110, 3, 32), f(2, 110, 3, 32),
                                                          f(2, 100, 6, 32), np.abs(f(2, 6, 100)) + 5)),
+        "cached_attention": lambda: (f(2, 30, 6, 32), f(2, 610, 3, 32), f(2, 610, 3, 32)),
         "embedding_forward": lambda: (rng.integers(0, 50, (20, 40)), f(50, 130)),
         "embedding_backward": lambda: (f(20, 40, 130), (rng.integers(0, 50, (20, 40)), (50, 130))),
         "rotary_forward": lambda: (f(2, 90, 4, 64), f(90, 32), f(90, 32)),
@@ -90,6 +91,7 @@ def test_batch_size_changes_no_bit(isa):
     q, s = ops["int4_quantize"](f(33, 96, seed=2), 32)
     q128, s128 = ops["int4_quantize"](f(33, 384, seed=2), 128)
     codes = np.random.default_rng(5).integers(-128, 128, (33, 96), dtype=np.int8)
+    keys = f(1, 440, 2, 16, seed=5)
     for one in (
         lambda a: ops["linear_forward"](a, f(50, 96, seed=4))[0],
         lambda a: ops["linear_backward"](a, (f(len(a), 50), f(96, 50, seed=4)), False)[0],
@@ -102,6 +104,7 @@ def test_batch_size_changes_no_bit(isa):
         lambda a: ops["half_linear_forward"](a[:, :95], np.resize(q, (33, 95)).astype(np.uint16) << 7)[0],
         lambda a: ops["swiglu_forward"](a, a)[0],
         lambda a: ops["gelu_forward"](a)[0],
+        lambda a: ops["cached_attention"](a.reshape(1, -1, 6, 16), keys[:, : 400 + len(a)], keys[:, : 400 + len(a)])[0],
     ):
         whole = one(x)
         for n in (1, 2, 3, 5, 7, 8, 9, 13, 16, 23, 24):

@@ -22,6 +22,13 @@ MUTANTS = [
     ),
     Mutant("causal mask sees one key too many", "attention", "+ (S - T)\n", "+ (S - T) + 1\n", "attention"),
     Mutant("causal mask forgets the cache before it", "attention", "+ (S - T)\n", "\n", "attention"),
+    Mutant(
+        "a query over a cache sees its future",
+        "attention_decode",
+        "k[:, : past + t + 1], v[:, : past + t + 1]",
+        "k, v",
+        "cached_attention",
+    ),
     Mutant("softmax's backward without the sum", "attention", "(dp - delta[..., None])", "dp", "attention"),
     Mutant(
         "dk forgets to add the heads of a group",

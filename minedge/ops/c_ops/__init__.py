@@ -86,7 +86,7 @@ def set_threads(n: int) -> None:
 @functools.cache
 def _load(index: int) -> MappingProxyType[str, Callable[..., Any]]:
     table = {}
-    for file in ("layers", "attention", "loss", "optim", "noise", "int4", "q8", "nf4", "half", "masks"):
+    for file in ("layers", "attention", "attention_decode", "loss", "optim", "noise", "int4", "q8", "nf4", "half", "masks"):
         for name, function in importlib.import_module(f"minedge.ops.c_ops.{file}").OPS.items():
             table[name] = functools.partial(function, index)
     return MappingProxyType(table)

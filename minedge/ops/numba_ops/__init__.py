@@ -1,6 +1,7 @@
 """The Numba tier: compiled loops for float32, made at first use, cached on disk; no C compiler needed."""
 
 from minedge.ops.numba_ops.attention import attention_backward, attention_forward
+from minedge.ops.numba_ops.attention_decode import cached_attention
 from minedge.ops.numba_ops.int4 import (
     int4_dequantize,
     int4_int8_linear,
@@ -46,6 +47,7 @@ __all__ = [
     "attention_forward",
     "bias_backward",
     "bias_forward",
+    "cached_attention",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "embedding_backward",
