@@ -174,7 +174,10 @@ class Engine:
             elif step.out == "logits":
                 arrays = (out,)
             else:
-                arrays = tuple(a.reshape(-1)[: a.size // self._rows * len(ids)].copy() for a in self.buffers[step.out])
+                wide = self.plan.buffers[step.out].width
+                arrays = tuple(
+                    a.reshape(-1)[: len(ids) * step.width * a.shape[1] // wide].copy() for a in self.buffers[step.out]
+                )
             found.append((step, arrays))
         return found
 

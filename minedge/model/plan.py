@@ -55,6 +55,13 @@ class Step:
     value: float = 0.0
     layer: int = -1  # which layer's keys and values: steps "store" and "attention"
 
+    @property
+    def width(self) -> int:
+        """Numbers that it writes a token."""
+        if self.op in ("rms_norm", "attention"):
+            return self.n * self.group
+        return self.m * (self.n if self.op == "rotary" else 1) or self.n
+
     def __str__(self) -> str:
         sizes = " ".join(f"{k}={v:g}" for k, v in vars(self).items() if k in ("n", "m", "group", "value") and v)
         layer = f"cache {self.layer} " if self.layer >= 0 else ""

@@ -99,7 +99,7 @@ def test_every_step_is_its_op(architecture, kind, kv_dtype):
 def test_a_plan_can_be_read():
     model = make(kind="int4, embedding too", n_layer=1)
     lines = str(compile_plan(model.config, model.linears)).splitlines()
-    assert lines[0].startswith("buffers (numbers a token): x 64, n 64, n.int8 64 int8, q 64, k 32")
+    assert lines[0].startswith("buffers (numbers a token): x 64, n 64, q 64, n.int8 64 int8, k 32")
     ops = [line.split()[2] for line in lines[1:]]
     attention = "rms_norm quantize int4 int4 int4 rotary rotary store attention quantize int4 add"
     mlp = "rms_norm quantize int4 int4 swiglu quantize int4 add"  # one rounding for gate and up, as for q, k and v

@@ -18,6 +18,7 @@ from minedge.ops.registry import OPS
 
 __all__ = ["available", "isa", "isas", "load", "set_isa", "set_threads", "threads", "why_not"]
 
+FILES = ("layers", "attention", "attention_decode", "loss", "optim", "noise", "int4", "q8", "nf4", "half", "masks")
 _current: list[int] = []  # index of the instruction set in use, decided at first need
 
 
@@ -86,7 +87,7 @@ def set_threads(n: int) -> None:
 @functools.cache
 def _load(index: int) -> MappingProxyType[str, Callable[..., Any]]:
     table = {}
-    for file in ("layers", "attention", "attention_decode", "loss", "optim", "noise", "int4", "q8", "nf4", "half", "masks"):
+    for file in FILES:
         for name, function in importlib.import_module(f"minedge.ops.c_ops.{file}").OPS.items():
             table[name] = functools.partial(function, index)
     return MappingProxyType(table)
