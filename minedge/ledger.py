@@ -80,6 +80,7 @@ def plan(
     *,
     lora: Mapping[str, Any] | None = None,
     grad_accum: int = 1,
+    grad_checkpoint: bool = False,
     keeps_best: bool = False,
     backend: str | None = None,
 ) -> Plan:
@@ -122,7 +123,7 @@ def plan(
         for _ in range(
             min(grad_accum, 2)
         ):  # from the second micro-batch on a sum of gradients waits beside the new ones
-            training_step(trace, config, linears, batch_size, T, ops.name, names)
+            training_step(trace, config, linears, batch_size, T, ops.name, names, grad_checkpoint)
         trace.where = "update"
         largest = max(sizes[name] for name in names)
         trace.spike(6 * largest if ops.name == "numpy" else 0)  # the temporaries of adamw_'s last line

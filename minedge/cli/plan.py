@@ -52,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="batches a step (default: 1)",
     )
+    add("--grad-checkpoint", action="store_true", help="activations made again in backward instead of kept")
     add(
         "--lora-rank",
         type=integer(1),
@@ -82,7 +83,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
             continue  # nothing to train without an adapter
         rows = 1 if method == "generate" else args.batch_size  # text is generated one row at a time
         plans[method] = plan(
-            subject, method, rows, length, lora=given, grad_accum=args.grad_accum, backend=args.backend
+            subject,
+            method,
+            rows,
+            length,
+            lora=given,
+            grad_accum=args.grad_accum,
+            grad_checkpoint=args.grad_checkpoint,
+            backend=args.backend,
         )
     parts = list(dict.fromkeys(part for p in plans.values() for part in p.parts))
     rows_out = [["trained parameters", *(count(p.n_trainable) for p in plans.values())]]

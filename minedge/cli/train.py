@@ -83,6 +83,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=integer(1), metavar="N", help="rows at once (default: 16)")
     add("--grad-accum", "--grad-accumulation-steps", type=integer(1), metavar="N", help="batches a step (default: 1)")
     add(
+        "--grad-checkpoint",
+        action="store_true",
+        default=None,
+        help="make activations again in backward instead of keeping them: the same result in less memory, slower",
+    )
+    add(
         "--learning-rate",
         "--lr",
         type=real(),
@@ -150,8 +156,9 @@ def expand(parser: Parser, words: list[str]) -> list[str]:
 
 # Our option -> field of TrainConfig, where the command line's name is another.
 _FIELDS = {
-    "iters": "iters", "batch_size": "batch_size", "grad_accum": "grad_accum", "learning_rate": "learning_rate",
-    "schedule": "schedule", "warmup": "warmup", "final_ratio": "final_ratio", "weight_decay": "weight_decay",
+    "iters": "iters", "batch_size": "batch_size", "grad_accum": "grad_accum", "grad_checkpoint": "grad_checkpoint",
+    "learning_rate": "learning_rate", "schedule": "schedule", "warmup": "warmup", "final_ratio": "final_ratio",
+    "weight_decay": "weight_decay",
     "clip": "clip", "eps": "eps", "n_samples": "n_samples", "seed": "seed", "eval_every": "eval_every",
     "val_batches": "eval_batches", "patience": "patience", "save_every": "save_every",
 }  # fmt: skip

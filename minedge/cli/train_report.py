@@ -39,6 +39,7 @@ class Report:
             c.seq_len,
             lora=c.lora,
             grad_accum=c.grad_accum,
+            grad_checkpoint=c.grad_checkpoint,
             backend=self.model.backend,
         ).peak
         trained, total = self.model.n_params(trainable=True), self.model.n_params()

@@ -9,7 +9,7 @@ Legend: N = B T positions; X, Q, K, I bytes of an array (N, n_embd), (N, q_width
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import prod
 
 from minedge.config import Config
@@ -68,6 +68,7 @@ class _Walk:
         self.bytes = array_bytes(config, linears)
         self.wanted: frozenset[str] = frozenset()
         self.noisy: frozenset[str] = frozenset()
+        self.checkpoint = False
 
     def scores(self, count: float) -> int:
         """The (T, T) matrices that only the specification makes."""
@@ -122,7 +123,7 @@ class _Walk:
         t.spike(self.scores(3))
         held += t.hold("activations", self.Q + F * self.N * c.n_head)  # output and log-sum-exp
         held += t.hold("activations", self.linear(c.layer_name(i, a.attn_out), keep))
-        return self.close(held, self.keeps_input(i, a.attn_in), self.X, keep)
+        return self.close(held, keep)
 
     def mlp(self, i: int, keep: bool) -> int:
         t, c, a = self.t, self.config, self.config.arch
@@ -132,28 +133,30 @@ class _Walk:
         for role in a.mlp_in:
             held += t.hold("activations", self.linear(c.layer_name(i, role), keep) + self.I)
         t.spike(self.elementwise(self.I, 4))
-        held += t.hold("activations", self.I)  # the activation's output
+        t.hold("activations", self.I)  # the activation's output, made again in backward
         held += t.hold("activations", self.linear(c.layer_name(i, a.mlp_out), keep))
-        if not self.keeps_input(i, (a.mlp_out,)):
-            t.free("activations", self.I)
-            held -= self.I
-        return self.close(held, self.keeps_input(i, a.mlp_in), self.X, keep)
+        t.free("activations", self.I)
+        return self.close(held, keep)
 
-    def keeps_input(self, i: int, roles: tuple[str, ...]) -> bool:
-        """Whether any of these matrices, which share an input, keeps it."""
-        names = [self.config.layer_name(i, role) for role in roles]
-        return any(need_of(self.linears[name], 1, 1, 1).keeps_input for name in names)
+    def trains(self, i: int, roles: tuple[str, ...]) -> bool:
+        """Whether any of these matrices, which share an input, has an array that is trained."""
+        prefixes = tuple(f"{self.config.layer_name(i, role)}." for role in roles)
+        return any(name.startswith(prefixes) for name in self.wanted)
 
-    def close(self, held: int, normed_kept: bool, normed: int, keep: bool) -> int:
-        """The end of a half: its output takes the stream's place; the input stays if it is kept for backward."""
+    def close(self, held: int, keep: bool) -> int:
+        """The end of a half: its output takes the stream's place; its input stays for backward, the norm's output
+        does not.
+        """
         self.t.hold("activations", self.X)
-        if not normed_kept:
-            self.t.free("activations", normed)
-            held -= normed
-        if keep:
-            return held + self.X
-        self.t.free("activations", held + self.X)
-        return 0
+        self.t.free("activations", self.X)
+        held -= self.X
+        if not keep:
+            self.t.free("activations", held + self.X)
+            return 0
+        if self.checkpoint:
+            self.t.free("activations", held - self.R)
+            return self.R + self.X
+        return held + self.X
 
     def hidden(self, keep: bool) -> list[int]:
         """forward_hidden; returns what every half keeps. One X, the final norm's output, stays live."""
@@ -170,8 +173,19 @@ class _Walk:
             self.t.free("activations", self.X + self.R)
         return halves
 
-    def half_backward(self, i: int, kept: int, norm: str, inner: Callable[[int], None]) -> None:
-        inner(i)
+    def half_backward(self, i: int, kept: int, norm: str) -> None:
+        arch = self.config.arch
+        first = norm == arch.norm1
+        if self.checkpoint:  # the forward of this half again; its own output is dropped
+            self.checkpoint = False
+            again = (self.attention if first else self.mlp)(i, True)
+            self.checkpoint = True
+            self.t.free("activations", self.R + self.X)  # counted twice: what the half starts from
+            kept = again
+        normed = self.X if self.trains(i, arch.attn_in if first else arch.mlp_in) else 0
+        self.t.hold("activations", normed)  # made again
+        (self.attention_backward if first else self.mlp_backward)(i)
+        self.t.free("activations", normed)
         self.t.hold("activations", self.X)  # gradient of the norm's output
         self.t.spike(self.X + self.elementwise(self.X, 3))  # and of its input
         self.norm_gradients(i, norm)
@@ -180,10 +194,13 @@ class _Walk:
     def mlp_backward(self, i: int) -> None:
         t, c, a = self.t, self.config, self.config.arch
         t.where = f"backward, MLP of layer {i}"
+        again = t.hold("activations", self.I if self.trains(i, (a.mlp_out,)) else 0)
         self.linear_backward(c.layer_name(i, a.mlp_out))
-        held = t.hold("activations", self.I)
+        t.hold("activations", self.I)
+        t.free("activations", again)
         t.spike(self.elementwise(self.I, 4))
-        held += t.hold("activations", len(a.mlp_in) * self.I)
+        held = t.hold("activations", len(a.mlp_in) * self.I)
+        t.free("activations", self.I)
         for role in a.mlp_in:
             self.linear_backward(c.layer_name(i, role))
             held += t.hold("activations", self.X)
@@ -224,11 +241,18 @@ def inference(
 
 
 def training_step(
-    trace: Trace, config: Config, linears: Mapping[str, LinearKind], B: int, T: int, tier: str, wanted: frozenset[str]
+    trace: Trace,
+    config: Config,
+    linears: Mapping[str, LinearKind],
+    B: int,
+    T: int,
+    tier: str,
+    wanted: frozenset[str],
+    checkpoint: bool = False,
 ) -> None:
     """`Model.loss_and_grads`: forward that keeps, loss, backward. The gradients stay live at the end."""
     walk = _Walk(trace, config, linears, B, T, tier)
-    walk.wanted = wanted
+    walk.wanted, walk.checkpoint = wanted, checkpoint
     halves = walk.hidden(keep=True)
     a, head = config.arch, head_name(config)
     trace.where = "logits and their gradient"
@@ -245,8 +269,8 @@ def training_step(
     trace.hold("gradients", sum(walk.bytes.get(f"{a.final_norm}{s}", 0) for s in (".weight", ".bias")))
     trace.free("activations", need.kept + 2 * walk.X + walk.R)  # the final norm's input and output
     for i in reversed(range(config.n_layer)):
-        walk.half_backward(i, halves.pop(), a.norm2, walk.mlp_backward)
-        walk.half_backward(i, halves.pop(), a.norm1, walk.attention_backward)
+        walk.half_backward(i, halves.pop(), a.norm2)
+        walk.half_backward(i, halves.pop(), a.norm1)
     trace.where = "backward, embedding"
     names = [f"{a.embed}.weight", f"{a.positions}.weight"]
     inputs = sum(walk.bytes.get(name, 0) for name in names if name in wanted)

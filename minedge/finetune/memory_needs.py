@@ -18,26 +18,25 @@ F = 4  # bytes of a float32
 
 @dataclass(frozen=True)
 class Need:
-    """keeps_input: its cache holds x; kept: other bytes in it; forward, backward: bytes used during the call."""
+    """kept: bytes in its cache beside its input; forward, backward: bytes used during the call."""
 
-    keeps_input: bool
     kept: int
     forward: int
     backward: int
 
 
 def _dense(kind: Any, rows: int, out: int, width: int) -> Need:
-    return Need(True, 0, 0, 0)
+    return Need(0, 0, 0)
 
 
 def _unpacked(kind: Any, rows: int, out: int, width: int) -> Need:
     """A frozen matrix whose dense form is made for the product and dropped after it."""
-    return Need(False, 0, F * out * width, F * out * width)
+    return Need(0, F * out * width, F * out * width)
 
 
 def _masked(kind: Any, rows: int, out: int, width: int) -> Need:
     """Unpacked too, but trained: in backward the gradient stands twice for a moment, before and after the mask."""
-    return Need(True, 0, F * out * width, 2 * F * out * width)
+    return Need(0, F * out * width, 2 * F * out * width)
 
 
 def _lora(kind: Any, rows: int, out: int, width: int) -> Need:
@@ -46,7 +45,7 @@ def _lora(kind: Any, rows: int, out: int, width: int) -> Need:
     if not kind.active:
         return base
     r = F * rows * kind.r
-    return Need(True, base.kept + r, max(base.forward, F * rows * out), max(base.backward, F * rows * width + 2 * r))
+    return Need(base.kept + r, max(base.forward, F * rows * out), max(base.backward, F * rows * width + 2 * r))
 
 
 def _dora(kind: Any, rows: int, out: int, width: int) -> Need:
@@ -55,7 +54,7 @@ def _dora(kind: Any, rows: int, out: int, width: int) -> Need:
     if not kind.active:
         return lora
     made = F * out * width * (1 if core(kind).kind == "dense" else 2)
-    return Need(True, lora.kept + y, y + max(lora.forward, made), lora.backward + y)
+    return Need(lora.kept + y, y + max(lora.forward, made), lora.backward + y)
 
 
 def _nf4(kind: Any, rows: int, out: int, width: int) -> Need:
@@ -64,14 +63,14 @@ def _nf4(kind: Any, rows: int, out: int, width: int) -> Need:
     part = tile // max(1, width)
     absmax = F * (out * width // kind.block_size) if kind.double_quant else 0
     more = 0 if part == out else F * rows
-    return Need(False, absmax, absmax + F * tile + more * part, F * tile + more * width)
+    return Need(absmax, absmax + F * tile + more * part, F * tile + more * width)
 
 
 def _int8(kind: Any, rows: int, out: int, width: int) -> Need:
     """Some rows dense at a time, in backward also turned over, and their part of the result beside it."""
     tile = min(out * width, max(int8.TILE, width))
     part = tile // max(1, width)
-    return Need(False, 0, F * tile + (0 if part == out else F * rows * part), F * (2 * tile + rows * (width + part)))
+    return Need(0, F * tile + (0 if part == out else F * rows * part), F * (2 * tile + rows * (width + part)))
 
 
 _NEEDS: dict[str, Callable[[Any, int, int, int], Need]] = {

@@ -52,7 +52,7 @@ class Gradients:
 
     def step(self, step: int, batches: Sequence[Batch]) -> tuple[float, float | None]:
         """-> loss, norm of the gradient. `DivergedError`, with nothing changed, where either is not finite."""
-        loss, grads = accumulate(self.model, batches)
+        loss, grads = accumulate(self.model, batches, self.config.grad_checkpoint)
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is {loss}; not finite first: {where_not_finite(self.model, batches)}")
         return loss, self.optimizer.step(grads, self.rate(step))

@@ -103,21 +103,21 @@ class AdamW:
         self.steps = int(numbers["steps"])
 
 
-def accumulate(model: Any, batches: Sequence[Batch]) -> tuple[float, dict[str, Array]]:
+def accumulate(model: Any, batches: Sequence[Batch], checkpoint: bool = False) -> tuple[float, dict[str, Array]]:
     """Loss and gradients of the one large batch that the micro-batches would make together.
 
     Averaging the means of micro-batches would weigh a token in a short one more than a token in a long one. Here each
     one is divided by the same number, the sum of all masks, so they simply add up (exact up to the order of additions).
     """
     if len(batches) == 1:
-        return model.loss_and_grads(*batches[0])
+        return model.loss_and_grads(*batches[0], checkpoint=checkpoint)
     normalizer = math.fsum(_weight(tokens, mask) for tokens, mask in batches)
     losses: list[float] = []
     total: dict[str, Array] = {}
     for tokens, mask in batches:
         if not _weight(tokens, mask):
             continue  # nothing to predict in this one
-        loss, grads = model.loss_and_grads(tokens, mask, normalizer=normalizer)
+        loss, grads = model.loss_and_grads(tokens, mask, normalizer=normalizer, checkpoint=checkpoint)
         losses.append(loss)
         if not total:
             total = grads

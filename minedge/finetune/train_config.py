@@ -26,6 +26,8 @@ class TrainConfig:
     iters          optimizer steps
     batch_size     rows in a micro-batch; grad_accum micro-batches make one step
     seq_len        tokens a row; seq_len - 1 of them are predicted
+    grad_checkpoint  make a layer's activations a second time in backward instead of keeping them: the same result in
+                   less memory, a third slower
     learning_rate  the highest; schedule "cosine", "linear" or "constant", after `warmup` steps, to `final_ratio` of it
     weight_decay, beta1, beta2, adam_eps, clip      AdamW; clip is the largest global norm of a gradient, 0 for none
     lora           {"r", "lora_alpha", "target", "use_rslora", "use_dora"} of the adapter to add where there is none
@@ -53,6 +55,7 @@ class TrainConfig:
     adam_eps: float = 1e-8
     clip: float = 1.0
     grad_accum: int = 1
+    grad_checkpoint: bool = False
     lora: Mapping[str, Any] | None = None
     eps: float = 1e-3
     n_samples: int = 1
@@ -82,6 +85,8 @@ class TrainConfig:
             ("keep", 1),
         ):
             _integer(name, getattr(self, name), low)
+        if not isinstance(self.grad_checkpoint, bool):
+            raise UsageError(f"grad_checkpoint: expected True or False, got {self.grad_checkpoint!r}")
         for name in ("warmup", "seed", "eval_every", "eval_batches", "save_every", "patience"):
             _integer(name, getattr(self, name), 0)
         for name in ("learning_rate", "weight_decay", "clip", "eps", "adam_eps", "final_ratio", "beta1", "beta2"):

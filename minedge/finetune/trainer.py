@@ -220,7 +220,8 @@ class _Trainer:
         self.method.load_state_dict(arrays, state["optimizer"])
         self.step, self.best, self.bad_evals = int(state["step"]), state["best"], int(state["bad_evals"])
         self.stopped, self.tokens, self.seconds = bool(state["stopped"]), int(state["tokens"]), float(state["seconds"])
-        changed = differences(state["environment"], self.environment) + differences(old, new)
+        same = {"grad_checkpoint": None}  # costs time and memory, changes no bit
+        changed = differences(state["environment"], self.environment) + differences(old | same, new | same)
         if changed:
             self.emit("warning", message="resumed, but not bit for bit as without a stop: " + "; ".join(changed))
 

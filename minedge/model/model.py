@@ -110,9 +110,14 @@ class Model:
         return (lse - logits[np.arange(len(targets)), targets]).reshape(inputs.shape)
 
     def loss_and_grads(
-        self, tokens: Array, loss_mask: Array | None = None, normalizer: float | None = None
+        self,
+        tokens: Array,
+        loss_mask: Array | None = None,
+        normalizer: float | None = None,
+        checkpoint: bool = False,
     ) -> tuple[float, dict[str, Array]]:
-        """`loss`, and its gradient for every trainable name. `normalizer` replaces the sum of the mask as divisor.
+        """`loss`, and its gradient for every trainable name. `normalizer` replaces the sum of the mask as divisor;
+        `checkpoint` keeps only the inputs of half-layers for backward: the same bits in less memory and more time.
 
         With one normalizer for all micro-batches their losses and gradients add up to those of the whole batch.
         """
@@ -122,7 +127,8 @@ class Model:
         weights = (weights / normalizer).astype(weights.dtype)
         ops = self.ops
         model, wanted = (self.config, self.linears, ops), self.trainable_names
-        x, cache = transformer.forward_hidden(self.config, self.params, self.linears, inputs, ops)
+        given = (self.config, self.params, self.linears)
+        x, cache = transformer.forward_hidden(*given, inputs, ops, checkpoint=checkpoint)
         assert cache is not None
         logits, head_cache = transformer.head_forward(self.config, self.params, self.linears, x, ops)
         loss, loss_cache = ops.cross_entropy_forward(logits.reshape(-1, logits.shape[-1]), targets, weights)

@@ -7,14 +7,15 @@ Legend: B batch, T tokens, C n_embd, H n_head, KV n_kv_head, D head_dim, V vocab
                       x = x + mlp_out(act(mlp_in(norm2(x))))
     logits = head(final_norm(x))
 
-`forward` returns what `backward` needs as a tuple per layer; `backward` walks the same lines upwards. Weight matrices
+`forward` returns what `backward` needs as a tuple per layer; `backward` walks the same lines upwards. What is cheap to
+make again, a norm's or an activation's output, is not kept but made again from what is: the same line on the same
+input gives the same bits. With `checkpoint` only the input of each half of a layer is kept. Weight matrices
 belong to linear kinds (linears.py), so the same lines run dense, quantized, pruned and adapted models. MeZO's
 perturbation arrives as `noise` and only changes what `params[name]` yields.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from minedge.config import Config
 from minedge.model.kvcache import KVCache
 from minedge.model.linears import Dense, LinearKind, Params
 from minedge.model.noise import Noise, Perturbed
+from minedge.model.rotary import rotary_tables
 from minedge.model.shapes import head_name, init_params, linear_shapes, param_shapes
 from minedge.ops import Ops
 
@@ -60,11 +62,24 @@ class _Pass:
     int8: bool = False
     kv: KVCache | None = None
     keep: bool = True  # False: no backward will follow, so nothing is kept for one
+    checkpoint: bool = False  # keep only what each half of a layer starts from
     wanted: frozenset[str] = frozenset()
     grads: Grads = field(default_factory=dict)
 
     def name(self, i: int, role: str) -> str:
         return self.config.layer_name(i, role)
+
+    def trains(self, module: str) -> bool:
+        return any(name.startswith(f"{module}.") for name in self.wanted)
+
+
+# These stand in a cache where an array was that backward makes again: the norm's output, the activation's.
+_NORMED, _ACTIVATED = object(), object()
+
+
+def _put(cache: tuple | list, old: Any, new: Any) -> tuple:
+    """The cache with `new` wherever `old` itself stands in it."""
+    return tuple(_put(c, old, new) if isinstance(c, (tuple, list)) else new if c is old else c for c in cache)
 
 
 # --- pieces: each a forward and the backward that inverts it --------------------------------------------------------
@@ -133,7 +148,7 @@ def _attention_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
         k, kn = ops.rms_norm_forward(k, run.p[f"{run.name(i, a.k_norm)}.weight"], config.norm_eps)
     if config.uses_rotary:
         start = run.kv.length if run.kv else 0
-        cos, sin = (table[start : start + T] for table in _rotary_tables(config))
+        cos, sin = (table[start : start + T] for table in rotary_tables(config))
         q, qr = ops.rotary_forward(q, cos, sin)
         k, kr = ops.rotary_forward(k, cos, sin)
     if run.kv is not None:
@@ -163,35 +178,59 @@ def _attention_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
     return _fan_out_backward(douts, in_caches, run, i, a.attn_in)
 
 
+def _activation(a: Any, parts: list[Array], ops: Ops) -> tuple[Array, tuple]:
+    return ops.swiglu_forward(*parts) if a.activation == "swiglu" else ops.gelu_forward(*parts)
+
+
 def _mlp_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
     """Normed input (B, T, C) -> what the MLP adds to the residual stream (B, T, C)."""
-    a, ops = run.config.arch, run.ops
+    a = run.config.arch
     parts, in_caches = _fan_out(x, run, i, a.mlp_in)
-    h, act = (ops.swiglu_forward if a.activation == "swiglu" else ops.gelu_forward)(*parts)  # (B, T, n_inner)
+    h, act = _activation(a, parts, run.ops)  # (B, T, n_inner)
     out, out_cache = _linear_forward(h, run, run.name(i, a.mlp_out))
-    return out, (in_caches, act, out_cache)
+    return out, (in_caches, act, _put(out_cache, h, _ACTIVATED))
 
 
 def _mlp_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
     in_caches, act, out_cache = cache
-    a, ops = run.config.arch, run.ops
-    dh = _linear_backward(dout, out_cache, run, run.name(i, a.mlp_out))
+    a, ops, name = run.config.arch, run.ops, run.name(i, run.config.arch.mlp_out)
+    # A matrix without trained arrays looks at no more than its input's shape, which gate or fc have too.
+    h = _activation(a, list(act), ops)[0] if run.trains(name) else act[0]
+    dh = _linear_backward(dout, _put(out_cache, _ACTIVATED, h), run, name)
+    del h
     douts = list(ops.swiglu_backward(dh, act)) if a.activation == "swiglu" else [ops.gelu_backward(dh, act)]
+    del dh
     return _fan_out_backward(douts, in_caches, run, i, a.mlp_in)
 
 
-def _residual_forward(x: Array, run: _Pass, norm: str, block: Callable, i: int) -> tuple[Array, tuple]:
+_Block = tuple[Callable, Callable]  # forward, backward
+_ATTENTION: _Block = (_attention_forward, _attention_backward)
+_MLP: _Block = (_mlp_forward, _mlp_backward)
+
+
+def _residual_forward(x: Array, run: _Pass, norm: str, block: _Block, i: int) -> tuple[Array, tuple]:
     """x + block(norm(x)): half a layer. (B, T, C) -> (B, T, C)."""
     n, norm_cache = _norm_forward(x, run, run.name(i, norm))
-    y, cache = block(n, run, i)
+    y, cache = block[0](n, run, i)
     y += x  # y is the fresh array of the block's last product, owned here
-    return y, (norm_cache, cache) if run.keep else ()
+    if not run.keep:
+        return y, ()
+    return y, (norm_cache, () if run.checkpoint else _put(cache, n, _NORMED))
 
 
-def _residual_backward(dout: Array, cache: tuple, run: _Pass, norm: str, block_backward: Callable, i: int) -> Array:
+def _residual_backward(dout: Array, cache: tuple, run: _Pass, norm: str, block: _Block, i: int) -> Array:
     norm_cache, block_cache = cache
-    dn = block_backward(dout, block_cache, run, i)
-    dx = _norm_backward(dn, norm_cache, run, run.name(i, norm))
+    x, name = norm_cache[0], run.name(i, norm)
+    if not block_cache:
+        n, _ = _norm_forward(x, run, name)
+        block_cache = block[0](n, run, i)[1]
+    else:
+        roles = run.config.arch.attn_in if block is _ATTENTION else run.config.arch.mlp_in
+        trained = any(run.trains(run.name(i, role)) for role in roles)
+        n = _norm_forward(x, run, name)[0] if trained else x  # as with the activation: for its shape
+        block_cache = _put(block_cache, _NORMED, n)
+    dn = block[1](dout, block_cache, run, i)
+    dx = _norm_backward(dn, norm_cache, run, name)
     dx += dout  # inverts x + block(norm(x)); dx is fresh, owned here
     return dx
 
@@ -209,9 +248,12 @@ def forward_hidden(
     kv: KVCache | None = None,
     int8: bool = False,
     keep_cache: bool = True,
+    checkpoint: bool = False,
 ) -> tuple[Array, tuple | None]:
-    """tokens (B, T) -> the final norm's output (B, T, C). Without `keep_cache` a layer's cache dies with the layer."""
-    run = _Pass(config, _view(params, noise, ops), linears, ops, int8, kv, keep_cache)
+    """tokens (B, T) -> the final norm's output (B, T, C). Without `keep_cache` a layer's cache dies with the layer;
+    with `checkpoint` it is made a second time in backward (arXiv:1604.06174): less memory, a third more time.
+    """
+    run = _Pass(config, _view(params, noise, ops), linears, ops, int8, kv, keep_cache, checkpoint)
     a = config.arch
     x = linears[a.embed].rows(tokens, run.p, a.embed, ops)  # (B, T, C)
     if a.positions:
@@ -219,10 +261,9 @@ def forward_hidden(
         x = x + Dense().rows(np.arange(start, start + tokens.shape[1]), run.p, a.positions, ops)
     halves = []  # two caches a layer
     for i in range(config.n_layer):
-        x, cache = _residual_forward(x, run, a.norm1, _attention_forward, i)
-        halves.append(cache)
-        x, cache = _residual_forward(x, run, a.norm2, _mlp_forward, i)
-        halves.append(cache)
+        x, first = _residual_forward(x, run, a.norm1, _ATTENTION, i)
+        x, second = _residual_forward(x, run, a.norm2, _MLP, i)
+        halves += [first, second]
     if kv is not None:
         kv.advance(tokens.shape[1])
     x, c_norm = _norm_forward(x, run, a.final_norm)
@@ -245,20 +286,15 @@ def head_params(config: Config, params: Params, linears: Linears, ops: Ops, nois
 
 
 def forward(
-    config: Config,
-    params: Params,
-    linears: Linears,
-    tokens: Array,
-    ops: Ops,
-    noise: Noise | None = None,
-    kv: KVCache | None = None,
-    int8: bool = False,
-    keep_cache: bool = True,
+    config: Config, params: Params, linears: Linears, tokens: Array, ops: Ops, **options: Any
 ) -> tuple[Array, tuple | None]:
-    """tokens (B, T) -> logits (B, T, V), and the cache that `backward` reads (None without `keep_cache`)."""
-    x, hidden_cache = forward_hidden(config, params, linears, tokens, ops, noise, kv, int8, keep_cache)
-    logits, head_cache = head_forward(config, params, linears, x, ops, noise, int8)
-    return logits, ((hidden_cache, head_cache) if keep_cache else None)
+    """tokens (B, T) -> logits (B, T, V), and the cache that `backward` reads (None without `keep_cache`). The options
+    are those of `forward_hidden`.
+    """
+    x, hidden_cache = forward_hidden(config, params, linears, tokens, ops, **options)
+    seen = {key: options[key] for key in ("noise", "int8") if key in options}
+    logits, head_cache = head_forward(config, params, linears, x, ops, **seen)
+    return logits, (None if hidden_cache is None else (hidden_cache, head_cache))
 
 
 def backward(dlogits: Array, cache: tuple, config: Config, linears: Linears, ops: Ops, wanted: frozenset[str]) -> Grads:
@@ -300,8 +336,8 @@ def backward_hidden(
     dx = _norm_backward(dx, c_norm, run, a.final_norm)
     for i in reversed(range(lowest, config.n_layer)):
         # Popped, so that half a layer's activations are gone as soon as they are of no more use.
-        dx = _residual_backward(dx, halves.pop(), run, a.norm2, _mlp_backward, i)
-        dx = _residual_backward(dx, halves.pop(), run, a.norm1, _attention_backward, i)
+        dx = _residual_backward(dx, halves.pop(), run, a.norm2, _MLP, i)
+        dx = _residual_backward(dx, halves.pop(), run, a.norm1, _ATTENTION, i)
     if inputs_wanted:
         if a.positions:
             where = np.arange(tokens.shape[1])
@@ -320,28 +356,3 @@ def _lowest_wanted_layer(config: Config, wanted: frozenset[str]) -> int:
         if any(name.startswith(prefix) for name in wanted):
             return i
     return config.n_layer
-
-
-def _rotary_tables(config: Config) -> tuple[Array, Array]:
-    return _rotary_tables_of(config.rope_theta, config.head_dim // 2, config.context_length, config.rope_scaling)
-
-
-@functools.lru_cache(maxsize=32)
-def _rotary_tables_of(theta: float, half: int, length: int, scaling: tuple | None) -> tuple[Array, Array]:
-    """cos and sin of position * frequency, float32 (length, D/2), frequency_i = theta^(-i / (D/2)), computed in
-    float64.
-    """
-    frequency = theta ** (-np.arange(half) / half)
-    if scaling:
-        s = dict(scaling)
-        if s.get("rope_type", s.get("type")) == "linear":
-            frequency = frequency / s["factor"]
-        else:  # llama3: slow turns are stretched by `factor`, fast ones kept, those between blended
-            turns = s["original_max_position_embeddings"] * frequency / (2 * np.pi)
-            low, high = s["low_freq_factor"], s["high_freq_factor"]
-            blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-            frequency = (1 - blend) * frequency / s["factor"] + blend * frequency
-    angle = np.arange(length)[:, None] * frequency
-    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    cos.flags.writeable = sin.flags.writeable = False
-    return cos, sin
