@@ -1,16 +1,19 @@
-"""Training steps per second: minedge's tiers against PyTorch eager, one GPT-2, the same weights and tokens.
+"""Training steps: minedge's tiers against PyTorch, the same weights and tokens; time and memory, ratios with spread.
 
-    python benchmarks/train_vs_torch.py --torch-python OTHER_VENV/bin/python      # --shapes small,large --tiers c
+    python benchmarks/train_vs_torch.py --torch-python OTHER_VENV/bin/python      # all tasks, the c tier
+    python benchmarks/train_vs_torch.py --torch-python ... --tasks lora-135m,mezo-135m
+    python benchmarks/train_vs_torch.py --torch-python ... --tasks small --tiers c,numba,numpy --threads 1
 
 Every competitor is a process that waits on a pipe, so that no thread pool disturbs another; rounds alternate, and a
-claim is the median of the ratios round by round. A step is: forward, backward, clipping by the global norm, AdamW. The
-losses of the first steps have to agree, or nothing is measured. PyTorch gets its best eager form:
-scaled_dot_product_attention, fused AdamW, no dropout; torch.compile is slower at these sizes.
+claim is the median of the ratios round by round, with the smallest and the largest beside it. Full and LoRA steps are
+forward, backward, clipping by the global norm, AdamW. The losses of the first steps have to agree, or nothing is
+measured. Peak memory is that of the process during the measured steps, libraries and weights included.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -23,168 +26,73 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPES = {
-    # layers, width, heads, batch, tokens, vocabulary
-    "small": (4, 128, 4, 12, 64, 65),
-    "large": (6, 384, 6, 64, 256, 65),
-}
-LR, BETAS, EPS, DECAY, CLIP = 1e-3, (0.9, 0.99), 1e-8, 0.1, 1.0
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MINEDGE_THREADS", "NUMBA_NUM_THREADS",
+)  # fmt: skip
 
 
-def config_and_batches(shape):
-    import minedge
-
-    layers, width, heads, batch, tokens, vocab = SHAPES[shape]
-    config = minedge.Config(
-        vocab_size=vocab, n_layer=layers, n_embd=width, n_head=heads, n_inner=4 * width, context_length=tokens,
-        architecture="gpt2",
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    return config, [rng.integers(0, vocab, (batch, tokens + 1)) for _ in range(4)]
-
-
-def minedge_step(shape, tier):
-    import minedge
-    from minedge.finetune.optim import AdamW, accumulate
-
-    config, batches = config_and_batches(shape)
-    model = minedge.init(config, backend=tier).trainable()
-    optimizer = AdamW(model, *BETAS, eps=EPS, weight_decay=DECAY, clip=CLIP)
-
-    def step(i):
-        loss, grads = accumulate(model, [(batches[i % len(batches)], None)])
-        optimizer.step(grads, LR)
-        return loss
-
-    return step
-
-
-def torch_step(shape):
-    import torch
-    from torch import nn
-    from torch.nn import functional as F  # noqa: N812 - its usual name
-
-    import minedge
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    config, batches = config_and_batches(shape)
-    weights = minedge.init(config, backend="numpy").params
-    C, H = config.n_embd, config.n_head
-
-    def linear(name):
-        layer = nn.Linear(*weights[f"{name}.weight"].shape[::-1])
-        layer.weight.data.copy_(torch.tensor(weights[f"{name}.weight"]))
-        layer.bias.data.copy_(torch.tensor(weights[f"{name}.bias"]))
-        return layer
-
-    class Block(nn.Module):
-        def __init__(self, i):
-            super().__init__()
-            name = f"transformer.h.{i}"
-            self.ln_1, self.ln_2 = nn.LayerNorm(C), nn.LayerNorm(C)
-            self.c_attn, self.c_proj = linear(f"{name}.attn.c_attn"), linear(f"{name}.attn.c_proj")
-            self.c_fc, self.mlp_proj = linear(f"{name}.mlp.c_fc"), linear(f"{name}.mlp.c_proj")
-
-        def forward(self, x):
-            B, T, _ = x.shape
-            q, k, v = (y.view(B, T, H, C // H).transpose(1, 2) for y in self.c_attn(self.ln_1(x)).split(C, dim=2))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-            return x + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
-
-    class GPT(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.wte, self.wpe = nn.Embedding(config.vocab_size, C), nn.Embedding(config.context_length, C)
-            self.wte.weight.data.copy_(torch.tensor(weights["transformer.wte.weight"]))
-            self.wpe.weight.data.copy_(torch.tensor(weights["transformer.wpe.weight"]))
-            self.h = nn.ModuleList(Block(i) for i in range(config.n_layer))
-            self.ln_f = nn.LayerNorm(C)
-
-        def forward(self, tokens, targets):
-            x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
-            for block in self.h:
-                x = block(x)
-            logits = F.linear(self.ln_f(x), self.wte.weight)
-            return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
-
-    model = GPT()
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, fused=True)
-    data = [torch.tensor(b) for b in batches]
-
-    def step(i):
-        tokens = data[i % len(data)]
-        loss = model(tokens[:, :-1], tokens[:, 1:])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
-def worker(name, shape):
+def worker(name, task):
     """One competitor's process."""
+    from training_steps import minedge_steps, torch_steps
+
     if name == "torch":
-        return answer(torch_step(shape))
+        return answer(torch_steps(task))
     from minedge.finetune.heap import keep_freed_memory
 
     with keep_freed_memory():  # as `minedge.train` does around its loop
-        return answer(minedge_step(shape, name))
+        return answer(minedge_steps(task, name))
 
 
-def answer(step):
-    """Says the losses of two steps, before and after an update; then answers each line "n" with the time of n steps."""
-    print(json.dumps([step(i) for i in range(2)]), flush=True)
+def answer(work):
+    """Says the losses of two steps, before and after an update; then answers each line "what n" with the time of n."""
+    print(json.dumps([work["step"](i) for i in range(2)]), flush=True)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # building the model is not what is measured
     i = 2
     for line in sys.stdin:
+        what, count = line.split()
         begun, cpu = time.perf_counter(), time.process_time()
-        for _ in range(int(line)):
-            step(i)
+        for _ in range(int(count)):
+            work[what](i)
             i += 1
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
         with open("/proc/self/status") as status:
             peak = next(int(row.split()[1]) for row in status if row.startswith("VmHWM:"))
-        print(json.dumps([time.perf_counter() - begun, time.process_time() - cpu, peak * 1024]), flush=True)
+        print(json.dumps([seconds, cpu, peak * 1024]), flush=True)
 
 
 class Competitor:
-    def __init__(self, name, shape, python, threads):
-        command = [python, str(Path(__file__).resolve()), "--worker", name, "--shapes", shape]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        for key in (
-            "OMP_NUM_THREADS",
-            "OPENBLAS_NUM_THREADS",
-            "MKL_NUM_THREADS",
-            "MINEDGE_THREADS",
-            "NUMBA_NUM_THREADS",
-        ):
-            env[key] = str(threads)
+    def __init__(self, name, task, python, threads):
+        command = [python, str(Path(__file__).resolve()), "--worker", name, "--tasks", task]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **dict.fromkeys(THREAD_VARIABLES, str(threads))}
         self.name, self.times, self.cpu, self.peak = name, [], [], 0
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.losses = json.loads(self.process.stdout.readline())
 
     def run(self, steps):
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        seconds, cpu, self.peak = json.loads(self.process.stdout.readline())
+        seconds, cpu, self.peak = self.ask("step", steps)
         self.times.append(seconds / steps)
         self.cpu.append(cpu / steps)
+
+    def ask(self, what, count):
+        self.process.stdin.write(f"{what} {count}\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
 
     def close(self):
         self.process.stdin.close()
         self.process.wait()
 
 
-def compare(shape, tiers, python, rounds, seconds, threads):
-    everyone = [Competitor(t, shape, python if t == "torch" else sys.executable, threads) for t in [*tiers, "torch"]]
-    for one in everyone:
-        if not np.allclose(one.losses, everyone[-1].losses, rtol=2e-4):
-            raise SystemExit(f"{one.name} computes something else than torch: {one.losses}, {everyone[-1].losses}")
-    tokens = SHAPES[shape][3] * SHAPES[shape][4]
+def compare(task, tiers, python, rounds, seconds, threads):
+    from training_steps import TASKS, WITHOUT_PEER
+
+    names = tiers if task in WITHOUT_PEER else [*tiers, "torch"]
+    everyone = [Competitor(t, task, python if t == "torch" else sys.executable, threads) for t in names]
+    last, method = everyone[-1], TASKS[task][0]
+    for one in everyone:  # MeZO's random numbers differ: its losses are those of other neighbours
+        if not np.allclose(one.losses, last.losses, rtol=2e-3 if method == "mezo" else 2e-4):
+            raise SystemExit(f"{one.name} computes something else than {last.name}: {one.losses}, {last.losses}")
     for one in everyone:
         one.run(1)
     steps = {one.name: max(1, round(seconds / one.times[0])) for one in everyone}
@@ -194,27 +102,53 @@ def compare(shape, tiers, python, rounds, seconds, threads):
     for _ in range(rounds):
         for one in everyone:
             one.run(steps[one.name])
-    rates = {one.name: tokens / statistics.median(one.times) for one in everyone}
-    # Rounds are neighbours in time, so the ratio round by round is steadier than the ratio of medians. With one thread
-    # the ratio of CPU seconds says the same and does not mind what else runs on the machine.
-    last = everyone[-1]
-    ratios = {one.name: ratio(last.times, one.times) for one in everyone}
-    cpu_ratios = {one.name: ratio(last.cpu, one.cpu) for one in everyone}
-    result = {
-        "shape": dict(zip(("layers", "width", "heads", "batch", "tokens", "vocab"), SHAPES[shape], strict=True)),
-        "threads": threads,
-        "tokens_per_s": {k: round(v, 1) for k, v in rates.items()},
-        "ratio_to_torch": ratios,
-        "cpu_seconds_ratio": cpu_ratios,
-        "peak_mb": {one.name: round(one.peak / 1e6) for one in everyone},
-    }
+    tokens = TASKS[task][2] * TASKS[task][3]
+    result = {"task": task, "threads": threads, "rounds": rounds}
+    for one in everyone:
+        result[one.name] = {
+            "step_s": rounded(statistics.median(one.times)),
+            "tokens_per_s": rounded(tokens / statistics.median(one.times)),
+            "peak_mb": round(one.peak / 1e6),
+        }
+        if one is not last:
+            # Rounds are neighbours in time, so the ratio round by round is steadier than the ratio of medians. With
+            # one thread the ratio of CPU seconds says the same and does not mind what else runs on the machine.
+            result[one.name] |= {
+                "times_faster": spread(last.times, one.times),
+                "times_faster_in_cpu_seconds": spread(last.cpu, one.cpu),
+                "memory_share": round(one.peak / last.peak, 3),
+            }
+        if method.startswith("mezo") and one.name != "torch":
+            result[one.name] |= parts_of_mezo(one, rounds)
     for one in everyone:
         one.close()
     return result
 
 
-def ratio(theirs, ours):
-    return round(statistics.median(t / o for t, o in zip(theirs, ours, strict=True)), 3)
+def parts_of_mezo(one, rounds):
+    """What a step is made of, measured in turn with more steps: a forward pass, and z of all trained numbers."""
+    found = {"step": [], "forward": [], "generate": []}
+    for _ in range(rounds):
+        for what, times in found.items():
+            times.append(one.ask(what, 1)[0])
+    step, forward, generate = (statistics.median(times) for times in found.values())
+    forwards = [a / b for a, b in zip(found["step"], found["forward"], strict=True)]
+    return {
+        "forward_s": rounded(forward),
+        "generate_s": rounded(generate),
+        "step_in_forwards": rounded(statistics.median(forwards)),
+        "step_over_2_forwards_and_2_generations": rounded(step / (2 * forward + 2 * generate)),
+    }
+
+
+def spread(theirs, ours):
+    """[median, smallest, largest] of the ratios round by round."""
+    ratios = [t / o for t, o in zip(theirs, ours, strict=True)]
+    return [rounded(statistics.median(ratios)), rounded(min(ratios)), rounded(max(ratios))]
+
+
+def rounded(x):
+    return float(f"{x:.4g}")
 
 
 def cpu_name():
@@ -226,28 +160,26 @@ def cpu_name():
 
 
 def main():
+    from training_steps import TASKS
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--torch-python", default=sys.executable, help="an interpreter that has torch")
-    parser.add_argument("--shapes", default="small,large")
-    parser.add_argument("--tiers", default="c,numba,numpy")
+    parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with torch, transformers, peft")
+    parser.add_argument("--tasks", default=",".join(TASKS), help=f"of {', '.join(TASKS)}")
+    parser.add_argument("--tiers", default="c")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each competitor in each round")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    unknown = [task for task in args.tasks.split(",") if task not in TASKS]
+    if unknown:
+        parser.error(f"--tasks: expected some of {', '.join(TASKS)}, got {unknown[0]!r}")
     if args.worker:
-        return worker(args.worker, args.shapes)
-    load = os.getloadavg()[0]
-    machine = {
-        "cpu": cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "load_before": load,
-        "date": time.strftime("%F"),
-    }
-    print(json.dumps(machine), flush=True)
-    for shape in args.shapes.split(","):
-        tiers = args.tiers.split(",")
-        found = compare(shape, tiers, args.torch_python, args.rounds, args.seconds, args.threads)
+        return worker(args.worker, args.tasks)
+    machine = {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)), "load_before": os.getloadavg()[0]}
+    print(json.dumps({**machine, "date": time.strftime("%F")}), flush=True)
+    for task in args.tasks.split(","):
+        found = compare(task, args.tiers.split(","), args.torch_python, args.rounds, args.seconds, args.threads)
         print(json.dumps(found), flush=True)
 
 
