@@ -83,7 +83,9 @@ class LoRA(LinearKind):
 
     @property
     def scaling(self) -> float:
+        # BEGIN SOLUTION a3.1
         return self.lora_alpha / math.sqrt(self.r) if self.use_rslora else self.lora_alpha / self.r
+        # END SOLUTION
 
     def names(self, name: str) -> tuple[str, ...]:
         """Names of the adapter's own parameters: lora_A, lora_B."""
@@ -91,18 +93,24 @@ class LoRA(LinearKind):
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
         a_name, b_name = self.names(name)
+        # BEGIN SOLUTION a3.1
         own: Shapes = {a_name: ((self.r, in_features), "float32"), b_name: ((out_features, self.r), "float32")}
         return {**self.base.shapes(name, out_features, in_features), **own}
+        # END SOLUTION
 
     def start(self, params: Params, name: str, shape: tuple[int, int], seed: int, ops: Ops) -> dict[str, Array]:
         """The adapter's own parameters before training: A random, B zero."""
         (out_features, in_features), (a_name, b_name) = shape, self.names(name)
-        rng, bound = np.random.default_rng([int(seed), tensor_id(a_name)]), 1 / math.sqrt(in_features)
+        rng = np.random.default_rng([int(seed), tensor_id(a_name)])
+        # BEGIN SOLUTION a3.2
+        bound = 1 / math.sqrt(in_features)
         a = rng.uniform(-bound, bound, (self.r, in_features)).astype(np.float32)
         return {a_name: a, b_name: np.zeros((out_features, self.r), np.float32)}
+        # END SOLUTION
 
     def forward(self, x: Array, params: Params, name: str, ops: Ops, int8: bool = False) -> tuple[Array, tuple]:
         out, base_cache = self.base.forward(x, params, name, ops, int8)
+        # BEGIN SOLUTION a3.3
         if not self.active:
             return out, (base_cache,)
         a_name, b_name = self.names(name)
@@ -110,11 +118,13 @@ class LoRA(LinearKind):
         change, b_cache = ops.linear_forward(h * self.scaling, params[b_name])  # (..., out)
         out += change  # a fresh array of the base's, owned here
         return out, (base_cache, a_cache, b_cache)
+        # END SOLUTION
 
     def backward(
         self, dout: Array, cache: tuple, params: Params, name: str, ops: Ops, wanted: frozenset[str]
     ) -> tuple[Array, dict[str, Array]]:
         dx, grads = self.base.backward(dout, cache[0], params, name, ops, wanted)
+        # BEGIN SOLUTION a3.4
         if not self.active:
             return dx, grads
         _, a_cache, b_cache = cache
@@ -124,18 +134,25 @@ class LoRA(LinearKind):
         dx += dx_a  # x went into the base and into A
         grads.update({key: grad for key, grad in ((a_name, da), (b_name, db)) if grad is not None})
         return dx, grads
+        # END SOLUTION
 
     def dense(self, params: Params, name: str, ops: Ops) -> Array:
+        # BEGIN SOLUTION a3.5
         weight = self.base.dense(params, name, ops)
         return weight + self.change(params, name, ops) if self.active else weight
+        # END SOLUTION
 
     def change(self, params: Params, name: str, ops: Ops) -> Array:
         """What the adapter adds to the weight: scaling * B @ A, (out, in). Several adapters' changes add up."""
+        # BEGIN SOLUTION a3.5
         a_name, b_name = self.names(name)
         return (self.scaling * params[b_name]) @ params[a_name]
+        # END SOLUTION
 
     def trainable(self, name: str) -> tuple[str, ...]:
+        # BEGIN SOLUTION a3.1
         return self.names(name) if self.active else ()
+        # END SOLUTION
 
     def pack(self, name: str, weight: Array, ops: Ops) -> dict[str, Array]:
         """The base's arrays: an adapter is not made from a weight, and the one there is stays beside them."""
@@ -266,6 +283,7 @@ def _merge(model: M, weights: Mapping[str, float] | None) -> tuple[M, dict[str, 
             continue
         base = core(kind)
         check_applies("merge", base, name)
+        # BEGIN SOLUTION a3.6
         weight = before = base.dense(model.params, name, ops)
         for layer, factor in layers:
             weight = weight + factor * layer.change(model.params, name, ops)
@@ -273,6 +291,7 @@ def _merge(model: M, weights: Mapping[str, float] | None) -> tuple[M, dict[str, 
         after, linears[name] = base.dense(params, name, ops), without(kind, layers)
         for key in (key for layer, _ in layers for key in layer.names(name)):
             del params[key]
+        # END SOLUTION
         error, change = after - weight, weight - before
         costs[name] = Cost(float(np.abs(error).max()), float(np.linalg.norm(error)), float(np.linalg.norm(change)))
     return model.with_params(params, linears, default_trainable(model, linears, params)), costs

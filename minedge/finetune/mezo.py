@@ -83,11 +83,13 @@ class MeZO:
         losses: list[float] = []
         projected_grads: list[float] = []
         for sample in range(s.n_samples):
+            # BEGIN SOLUTION a4.3
             plus = _loss(model, batches, Noise(s.seed, t, s.eps, model.trainable_names, sample))
             minus = _loss(model, batches, Noise(s.seed, t, -s.eps, model.trainable_names, sample))
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, as an error
                 projected_grad = float(np.float32((plus - minus) / (2 * s.eps)))
                 scale = np.float32(s.learning_rate(t) * projected_grad)
+            # END SOLUTION
             if not np.isfinite([plus, minus, projected_grad, scale]).all():
                 raise DivergedError(
                     f"MeZO step {t}: loss {plus:.6g} at w + eps*z and {minus:.6g} at w - eps*z, projected gradient "
@@ -138,9 +140,11 @@ def _micro_batches(tokens: Any, loss_mask: Any) -> Batches:
 def _loss(model: Model, batches: Batches, noise: Noise) -> float:
     """Sum of weighted losses / sum of weights over all micro-batches: the loss of the batch they were cut from."""
     pairs = [model.loss_sum(tokens, loss_mask, noise=noise) for tokens, loss_mask in batches]
+    # BEGIN SOLUTION a4.4
     if not all(math.isfinite(total) for total, _ in pairs):
         return math.nan
     return math.fsum(total for total, _ in pairs) / math.fsum(weight for _, weight in pairs)
+    # END SOLUTION
 
 
 def _update_(model: Model, s: Settings, t: int, projected_grads: Sequence[float]) -> None:
@@ -148,10 +152,12 @@ def _update_(model: Model, s: Settings, t: int, projected_grads: Sequence[float]
     ops, lr, ids = model.ops, s.learning_rate(t), tensor_ids(frozenset(model.trainable_names))
     for name in sorted(ids):
         weight = model.params[name]
+        # BEGIN SOLUTION a4.5
         decay = 1 - lr * s.weight_decay if weight.ndim >= 2 else 1.0
         for sample, projected_grad in enumerate(projected_grads):
             scale = -lr * projected_grad / s.n_samples
             ops.perturb_(weight, decay if sample == 0 else 1.0, scale, s.seed, t, sample, ids[name])
+        # END SOLUTION
     for module, kind in model.linears.items():
         kind.constrain_(model.params, module, ops)
 
@@ -165,10 +171,12 @@ def replay(model: AnyModel, log: Log) -> AnyModel:
         raise UsageError("model: its weights are not those that the log starts from (their SHA-256 differs)")
     if log.trainable_sha256 and _signature(model) != log.trainable_sha256:
         raise UsageError("model: its trainable names or shapes are not those of the log; choose the same ones first")
+    # BEGIN SOLUTION a4.6
     new, n = model.trainable(), log.settings.n_samples
     for t in range(log.steps):
         _update_(new, log.settings, t, log.projected_grads[t * n : (t + 1) * n])
     return new.freeze()
+    # END SOLUTION
 
 
 def _signature(model: Model) -> str:

@@ -76,9 +76,11 @@ class Perturbed(Mapping[str, np.ndarray]):
         self._ids = tensor_ids(noise.names)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        # BEGIN SOLUTION a4.1
         if name not in self._ids:
             return self.params[name]
         return self._perturb(name, self.params[name], 0)
+        # END SOLUTION
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.params)
@@ -97,16 +99,20 @@ class Perturbed(Mapping[str, np.ndarray]):
         wanted, place = np.unique(ids, return_inverse=True)
         if wanted.size and not 0 <= wanted[0] <= wanted[-1] < weight.shape[0]:
             raise IndexError(f"ids: expected row numbers in [0, {weight.shape[0]}), got {wanted[0]} .. {wanted[-1]}")
+        # BEGIN SOLUTION a4.2
         width = weight.shape[1]
         made = np.empty((wanted.size, width), weight.dtype)
         for low, high in _runs(wanted):  # one call for each run of neighbouring rows
             first, last = int(wanted[low]), int(wanted[high - 1]) + 1
             made[low:high] = self._perturb(name, weight[first:last], first * width)
         return made[place.reshape(ids.shape)]
+        # END SOLUTION
 
     def _perturb(self, name: str, weight: np.ndarray, start: int) -> np.ndarray:
+        # BEGIN SOLUTION a4.1
         noise = self.noise
         return self.ops.perturb(weight, noise.eps, noise.seed, noise.step, noise.sample, self._ids[name], start=start)
+        # END SOLUTION
 
 
 def _runs(ordered: np.ndarray) -> Iterable[tuple[int, int]]:

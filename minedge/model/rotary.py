@@ -25,7 +25,9 @@ def _rotary_tables_of(theta: float, half: int, length: int, scaling: tuple | Non
     """cos and sin of position * frequency, float32 (length, D/2), frequency_i = theta^(-i / (D/2)), computed in
     float64.
     """
+    # BEGIN SOLUTION a2.8
     frequency = theta ** (-np.arange(half) / half)
+    # END SOLUTION
     if scaling:
         s = dict(scaling)
         if s.get("rope_type", s.get("type")) == "linear":
@@ -35,7 +37,9 @@ def _rotary_tables_of(theta: float, half: int, length: int, scaling: tuple | Non
             low, high = s["low_freq_factor"], s["high_freq_factor"]
             blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
             frequency = (1 - blend) * frequency / s["factor"] + blend * frequency
+    # BEGIN SOLUTION a2.8
     angle = np.arange(length)[:, None] * frequency
     cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    # END SOLUTION
     cos.flags.writeable = sin.flags.writeable = False
     return cos, sin

@@ -108,12 +108,14 @@ def _fan_out(x: Array, run: _Pass, i: int, roles: tuple[str, ...]) -> tuple[list
 
 def _fan_out_backward(douts: list[Array], caches: list[tuple], run: _Pass, i: int, roles: tuple[str, ...]) -> Array:
     """The input went into every matrix, so its gradients add up."""
+    # BEGIN SOLUTION a2.1
     dx, *rest = [
         _linear_backward(d, c, run, run.name(i, role)) for role, d, c in zip(roles, douts, caches, strict=True)
     ]
     for part in rest:
         dx += part  # a fresh array of the first backward, owned here
     return dx
+    # END SOLUTION
 
 
 def _norm_forward(x: Array, run: _Pass, name: str) -> tuple[Array, tuple]:
@@ -142,6 +144,7 @@ def _attention_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
         parts = [np.ascontiguousarray(y) for y in np.split(parts[0], cuts, axis=-1)]
     q, k, v = (y.reshape(B, T, -1, config.head_dim) for y in parts)  # (B, T, H or KV, D)
     del parts  # so that q and k die where rotary replaces them
+    # BEGIN SOLUTION a2.2
     qn = kn = qr = kr = None
     if a.q_norm and a.k_norm:  # over head_dim
         q, qn = ops.rms_norm_forward(q, run.p[f"{run.name(i, a.q_norm)}.weight"], config.norm_eps)
@@ -153,6 +156,7 @@ def _attention_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
         k, kr = ops.rotary_forward(k, cos, sin)
     if run.kv is not None:
         k, v = run.kv.append(i, k, v)  # (B, S, KV, D): the past in front
+    # END SOLUTION
     if run.kv is None:
         y, att = ops.attention_forward(q, k, v)
     else:
@@ -165,6 +169,7 @@ def _attention_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
     in_caches, qn, kn, qr, kr, att, out_cache = cache
     config, ops, (B, T, _) = run.config, run.ops, dout.shape
     a = config.arch
+    # BEGIN SOLUTION a2.3
     dy = _linear_backward(dout, out_cache, run, run.name(i, a.attn_out))
     dq, dk, dv = ops.attention_backward(dy.reshape(B, T, -1, config.head_dim), att)
     if config.uses_rotary:
@@ -176,6 +181,7 @@ def _attention_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
     if len(in_caches) == 1:  # inverts the split of the fused matrix
         douts = [np.concatenate(douts, axis=-1)]
     return _fan_out_backward(douts, in_caches, run, i, a.attn_in)
+    # END SOLUTION
 
 
 def _activation(a: Any, parts: list[Array], ops: Ops) -> tuple[Array, tuple]:
@@ -185,9 +191,11 @@ def _activation(a: Any, parts: list[Array], ops: Ops) -> tuple[Array, tuple]:
 def _mlp_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
     """Normed input (B, T, C) -> what the MLP adds to the residual stream (B, T, C)."""
     a = run.config.arch
+    # BEGIN SOLUTION a2.4
     parts, in_caches = _fan_out(x, run, i, a.mlp_in)
     h, act = _activation(a, parts, run.ops)  # (B, T, n_inner)
     out, out_cache = _linear_forward(h, run, run.name(i, a.mlp_out))
+    # END SOLUTION
     return out, (in_caches, act, _put(out_cache, h, _ACTIVATED))
 
 
@@ -198,9 +206,11 @@ def _mlp_backward(dout: Array, cache: tuple, run: _Pass, i: int) -> Array:
     h = _activation(a, list(act), ops)[0] if run.trains(name) else act[0]
     dh = _linear_backward(dout, _put(out_cache, _ACTIVATED, h), run, name)
     del h
+    # BEGIN SOLUTION a2.4
     douts = list(ops.swiglu_backward(dh, act)) if a.activation == "swiglu" else [ops.gelu_backward(dh, act)]
     del dh
     return _fan_out_backward(douts, in_caches, run, i, a.mlp_in)
+    # END SOLUTION
 
 
 _Block = tuple[Callable, Callable]  # forward, backward
@@ -210,9 +220,11 @@ _MLP: _Block = (_mlp_forward, _mlp_backward)
 
 def _residual_forward(x: Array, run: _Pass, norm: str, block: _Block, i: int) -> tuple[Array, tuple]:
     """x + block(norm(x)): half a layer. (B, T, C) -> (B, T, C)."""
+    # BEGIN SOLUTION a2.5
     n, norm_cache = _norm_forward(x, run, run.name(i, norm))
     y, cache = block[0](n, run, i)
     y += x  # y is the fresh array of the block's last product, owned here
+    # END SOLUTION
     if not run.keep:
         return y, ()
     return y, (norm_cache, () if run.checkpoint else _put(cache, n, _NORMED))
@@ -229,10 +241,12 @@ def _residual_backward(dout: Array, cache: tuple, run: _Pass, norm: str, block: 
         trained = any(run.trains(run.name(i, role)) for role in roles)
         n = _norm_forward(x, run, name)[0] if trained else x  # as with the activation: for its shape
         block_cache = _put(block_cache, _NORMED, n)
+    # BEGIN SOLUTION a2.5
     dn = block[1](dout, block_cache, run, i)
     dx = _norm_backward(dn, norm_cache, run, name)
     dx += dout  # inverts x + block(norm(x)); dx is fresh, owned here
     return dx
+    # END SOLUTION
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
@@ -255,6 +269,7 @@ def forward_hidden(
     """
     run = _Pass(config, _view(params, noise, ops), linears, ops, int8, kv, keep_cache, checkpoint)
     a = config.arch
+    # BEGIN SOLUTION a2.6
     x = linears[a.embed].rows(tokens, run.p, a.embed, ops)  # (B, T, C)
     if a.positions:
         start = kv.length if kv else 0
@@ -267,6 +282,7 @@ def forward_hidden(
     if kv is not None:
         kv.advance(tokens.shape[1])
     x, c_norm = _norm_forward(x, run, a.final_norm)
+    # END SOLUTION
     return x, ((tokens, halves, c_norm, run.p) if keep_cache else None)
 
 
@@ -306,12 +322,14 @@ def backward(dlogits: Array, cache: tuple, config: Config, linears: Linears, ops
 
 def add_grads_(grads: Grads, more: Grads) -> Grads:
     """Add `more` into `grads` in place: gradients are fresh arrays that belong to whoever asked for them."""
+    # BEGIN SOLUTION a2.7
     for name, grad in more.items():
         if name in grads:
             grads[name] += grad
         else:
             grads[name] = grad
     return grads
+    # END SOLUTION
 
 
 def head_backward(
@@ -333,6 +351,7 @@ def backward_hidden(
     run = _Pass(config, p, linears, ops, wanted=wanted)
     inputs_wanted = any(name.startswith((f"{a.embed}.", f"{a.positions}.")) for name in wanted)
     lowest = 0 if inputs_wanted else _lowest_wanted_layer(config, wanted)
+    # BEGIN SOLUTION a2.7
     dx = _norm_backward(dx, c_norm, run, a.final_norm)
     for i in reversed(range(lowest, config.n_layer)):
         # Popped, so that half a layer's activations are gone as soon as they are of no more use.
@@ -344,6 +363,7 @@ def backward_hidden(
             run.grads.update(Dense().rows_backward(dx.sum(axis=0), where, p, a.positions, ops, wanted))
         run.grads.update(linears[a.embed].rows_backward(dx, tokens, p, a.embed, ops, wanted))
     return run.grads
+    # END SOLUTION
 
 
 def _view(params: Params, noise: Noise | None, ops: Ops) -> Params:
