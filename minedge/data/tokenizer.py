@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,25 @@ from minedge.errors import MinedgeFormatError
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["END_OF_TEXT", "Tokenizer"]
+__all__ = ["END_OF_TEXT", "Tokenizer", "library_errors"]
 
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<|im_end|>", "<|end_of_text|>", "<eos>")
 _TEMPLATE_FILE = "chat_template.jinja"
 _START_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Whatever the tokenizers library makes of a damaged file as `MinedgeFormatError`: it raises bare Exception, and a
+    panic of its compiled code is not even that.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise MinedgeFormatError(f"{what} ({' '.join(str(error).split())[:300]})") from None
 
 
 class Tokenizer:
@@ -151,18 +165,14 @@ class Tokenizer:
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise MinedgeFormatError(f"{file}: no tokenizer there; a model folder needs tokenizer.json")
-        try:
+        with library_errors(f"{file}: not a tokenizer that the tokenizers library can read"):
             backend = hf.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise MinedgeFormatError(
-                f"{file}: not a tokenizer that the tokenizers library can read ({error})"
-            ) from None
         settings_file = file.parent / "tokenizer_config.json"
         settings: object = {}
         if settings_file.is_file():
             try:
                 settings = json.loads(settings_file.read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise MinedgeFormatError(f"{settings_file}: expected JSON ({error})") from None
         if not isinstance(settings, dict):
             raise MinedgeFormatError(f"{settings_file}: expected a JSON object, got {type(settings).__name__}")

@@ -11,7 +11,7 @@ import json
 import warnings
 from typing import Any
 
-from minedge.data.tokenizer import Tokenizer
+from minedge.data.tokenizer import Tokenizer, library_errors
 from minedge.errors import MinedgeFormatError, UsageError
 from minedge.io import sentencepiece as spm
 
@@ -92,10 +92,8 @@ def _byte_level(
         missing = next((part for part in (left, right, left + right) if part not in vocab), None)
         if missing is not None:
             raise MinedgeFormatError(f"{where}: key 'tokenizer.ggml.merges': no token {missing[:80]!r}")
-    try:
+    with library_errors(f"{where}: not a vocabulary that the tokenizers library takes"):
         backend = hf.Tokenizer(hf.models.BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # the library raises bare Exception
-        raise MinedgeFormatError(f"{where}: not a vocabulary that the tokenizers library takes ({error})") from None
     words = hf.pre_tokenizers
     if pre in _REGEX:
         cut = [words.Split(hf.Regex(_REGEX[pre]), "isolated"), words.ByteLevel(add_prefix_space=False, use_regex=False)]

@@ -15,6 +15,10 @@ __all__ = ["dump_json", "open_regular", "parse_json", "read_json"]
 
 _MAX_BYTES = 16 << 20  # an index of a 400B-parameter model has 0.1 MB
 _MAX_DEPTH = 32
+# What a character that begins a value costs in memory as Python objects at most, for the moment of parsing too; the
+# whole may take four times the file, and what real files of these sizes take.
+_COSTS = {b"{": 240, b"[": 72, b",": 40, b'"': 28, b":": 200}
+_FREE = 4 << 20
 
 
 def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> tuple[Any, int]:
@@ -64,6 +68,14 @@ def _check_depth(data: bytes, where: str, max_depth: int) -> None:
             depth -= 1
 
 
+def _check_cost(data: bytes, where: str) -> None:
+    """Refuse a text that would become objects of far more bytes than its own: values of one or two characters."""
+    text = len(data) if data.isascii() else 9 * len(data)  # 4 bytes a character, twice
+    cost = text + sum(data.count(char) * each for char, each in _COSTS.items())
+    if cost > 4 * len(data) + _FREE:
+        raise MinedgeFormatError(f"{where}: too many values for a file of {len(data)} bytes, or text beyond ASCII")
+
+
 def parse_json(data: bytes, where: str, constants: bool = False, max_depth: int = _MAX_DEPTH) -> dict[str, Any]:
     """Parse a JSON object; MinedgeFormatError naming `where` if it is not one. `constants` allows NaN and Infinity."""
 
@@ -81,6 +93,7 @@ def parse_json(data: bytes, where: str, constants: bool = False, max_depth: int 
         raise MinedgeFormatError(f"{where}: {text} is not JSON")
 
     _check_depth(data, where, max_depth)
+    _check_cost(data, where)
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except MinedgeFormatError:

@@ -8,8 +8,9 @@ and float16 on the way.
 It accepts nothing that the library rejects. It is stricter in these cases: spaces or other characters before the first
 `{`; anything but spaces after the last `}`; a tensor or metadata key given twice; keys other than dtype, shape and
 data_offsets; `__metadata__` that is null; element types NumPy lacks (complex, 8-bit, 6-bit and 4-bit floats); more than
-32 dimensions; a shape whose nonzero dimensions multiply to 2^63 or more; BOOL bytes other than 0 and 1; a file that is
-not a regular file.
+32 dimensions; a shape whose nonzero dimensions multiply to 2^63 or more; BOOL bytes other than 0 and 1; thousands of
+names over next to no data (fewer than about 200 bytes of file for each tensor), whose Python objects would take more
+than four times the file; a file that is not a regular file.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from minedge.io.safetensors_header import FILE_DTYPES, Header, TensorInfo, load_
 
 __all__ = ["Header", "SafetensorsFile", "TensorInfo", "read", "read_header", "write", "writer"]
 
-_CHUNK = 4 << 20  # bytes
+_CHUNK = 256 << 10  # bytes; small, because a small file in bfloat16 is to cost little more than its float32
 
 # Where the array's type differs from the file's: bfloat16 is the upper half of a float32.
 _MEMORY = {"BOOL": np.dtype(bool), "BF16": np.dtype(np.float32)}
@@ -90,8 +91,8 @@ def read(
 
     `dtype` is the element type of the result: one for every floating tensor, or per name; without it tensors keep
     theirs, except that BF16 becomes float32, which holds it exactly. Two-dimensional tensors named in `transpose` come
-    out as (columns, rows). Peak memory is the result plus one chunk of 4 MB. MinedgeFormatError on a bad file, a name
-    it lacks, or a value that `dtype` cannot hold.
+    out as (columns, rows). Peak memory is the result plus a few chunks of 256 KB. MinedgeFormatError on a bad file, a
+    name it lacks, or a value that `dtype` cannot hold.
     """
     with SafetensorsFile(path) as file:
         return file.read(names, dtype, transpose)
@@ -131,6 +132,11 @@ def _read_tensor(file: Any, header: Header, info: TensorInfo, target: np.dtype, 
 
 def _convert(out: np.ndarray, raw: np.ndarray, dtype: str, where: str) -> None:
     if dtype == "BF16":
+        if out.dtype == np.float32:  # in place, which spares a small file the copies
+            bits = out.view(np.uint32)
+            bits[...] = raw
+            np.left_shift(bits, 16, out=bits)
+            return
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
     elif dtype == "BOOL":
         if raw.max() > 1:

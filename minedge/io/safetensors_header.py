@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,12 @@ __all__ = ["FILE_DTYPES", "Header", "TensorInfo", "load_header", "read_header"]
 
 _MAX_HEADER = 100_000_000
 _MAX_NDIM = 32  # NumPy 1.x stops here
+
+# Bytes of memory that an entry costs at most until its tensor is an array in a model's dict, or a string is in one;
+# its name and the header's own bytes are counted apart. The whole may take four times the file, and what few entries
+# cost in any file.
+_TENSOR_COST, _NUMBER_COST, _STRING_COST = 700, 40, 100
+_FREE = 128 << 10
 
 # The element type as it lies in the file. bfloat16 is the upper half of a float32, which NumPy has no type for.
 FILE_DTYPES = {
@@ -55,6 +62,7 @@ class Header:
 # ---------------------------------------------------------------- grammar
 
 _SPACE = re.compile(rb"[ \t\n\r]*")
+_SPACES = re.compile(rb" *")
 _STRING_PART = re.compile(
     rb'[^"\\\x00-\x1f]*'
 )  # up to the closing quote, an escape, or a control character (not allowed in JSON)
@@ -68,11 +76,18 @@ class _Parser:
     accepted.
     """
 
-    def __init__(self, data: bytes, where: str) -> None:
+    def __init__(self, data: bytes, where: str, file_size: int) -> None:
         self.data, self.where, self.at = data, where, 0
+        self.left = 4 * file_size - len(data) + _FREE  # bytes of memory that may still be used
 
     def fail(self, why: str) -> NoReturn:
         raise MinedgeFormatError(f"{self.where}: header byte {self.at}: {why}")
+
+    def pay(self, cost: int, for_now: int = 0) -> None:
+        """Count `cost` bytes of memory, and fail where those and `for_now` more are too much for the file's size."""
+        self.left -= cost
+        if self.left < for_now:
+            self.fail("names and metadata take more memory than four times the file; a real file has more data")
 
     def peek(self) -> bytes:
         match = _SPACE.match(self.data, self.at)
@@ -100,11 +115,13 @@ class _Parser:
                 self.fail("a string does not end" if not char else "a control character inside a string")
             escaped, self.at = True, self.at + 2
         raw = data[start : self.at]
+        # Copies for a moment: with four bytes for each character where one is beyond ASCII, and several for escapes.
+        self.pay(0, for_now=(16 if escaped else 2 if raw.isascii() else 6) * len(raw))
         self.at += 1
         try:
-            # The library's parser refuses lone surrogates; so does encode().
             text = json.loads(b'"' + raw + b'"') if escaped else raw.decode("utf-8")
-            text.encode("utf-8")
+            if escaped:
+                text.encode("utf-8")  # refuses lone surrogates, as the library's parser does
         except ValueError as error:
             self.fail(f"a string is not valid: {error}")
         return text
@@ -128,6 +145,7 @@ class _Parser:
             if len(values) == limit:
                 self.fail(f"more than {limit} numbers in a list")
             values.append(self.number())
+        self.pay(_NUMBER_COST * len(values))
         return tuple(values)
 
     def members(self, seen: Container[str] = ()) -> Iterator[str]:
@@ -149,8 +167,8 @@ class _Parser:
                 return
 
 
-def _parse(data: bytes, where: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    parser = _Parser(data, where)
+def _parse(data: bytes, where: str, file_size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    parser = _Parser(data, where, file_size)
     if data[:1] != b"{":
         parser.fail("a header starts with '{'")
     tensors: dict[str, TensorInfo] = {}
@@ -158,15 +176,16 @@ def _parse(data: bytes, where: str) -> tuple[dict[str, TensorInfo], dict[str, st
     with_metadata = False
     for name in parser.members(tensors):
         if name != "__metadata__":
+            parser.pay(_TENSOR_COST + sys.getsizeof(name))
             tensors[name] = _parse_tensor(parser, name)
         elif with_metadata:
             parser.fail("key '__metadata__' occurs twice")
         else:
             with_metadata = True
             for key in parser.members(metadata):
-                metadata[key] = parser.string()
-    rest = data[parser.at :].lstrip(b" ")
-    if rest:
+                metadata[key] = value = parser.string()
+                parser.pay(_STRING_COST + sys.getsizeof(key) + sys.getsizeof(value))
+    if _SPACES.fullmatch(data, parser.at) is None:
         parser.fail("only spaces may follow the header's last '}'")
     return tensors, metadata
 
@@ -175,7 +194,7 @@ def _parse_tensor(parser: _Parser, name: str) -> TensorInfo:
     fields: dict[str, Any] = {}
     for key in parser.members(fields):
         if key == "dtype":
-            fields[key] = parser.string()
+            fields[key] = sys.intern(parser.string())  # the same few for all tensors
             if fields[key] not in FILE_DTYPES:
                 parser.fail(f"tensor {name!r}: element type {fields[key]!r}, expected one of {', '.join(FILE_DTYPES)}")
         elif key == "shape":
@@ -246,7 +265,7 @@ def load_header(file: Any, size: int, where: str) -> Header:
         raise MinedgeFormatError(f"{where}: cannot be read: {error.strerror}") from error
     if len(data) != length:
         raise MinedgeFormatError(f"{where}: truncated while being read")
-    tensors, metadata = _parse(data, where)
+    tensors, metadata = _parse(data, where, size)
     return Header(_check_ranges(tensors, size - 8 - length, where), metadata, 8 + length, size)
 
 

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from minedge.data.tokenizer import Tokenizer
+from minedge.data.tokenizer import Tokenizer, library_errors
 from minedge.errors import MinedgeFormatError
 
 __all__ = [
@@ -64,17 +64,10 @@ def build(
             raise MinedgeFormatError(f"{where}: token {i} ({pieces[i]!r}) has score {score}")
     unknown = next((piece for piece, kind in zip(pieces, types, strict=True) if kind == UNKNOWN), None)
     has_bytes = all(byte_piece(value) in vocab for value in range(256))
-    try:
-        model = hf.models.BPE(
-            vocab,
-            _joins(pieces, scores, types, vocab, where),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=has_bytes,
-        )
+    joins = _joins(pieces, scores, types, vocab, where)
+    with library_errors(f"{where}: not a vocabulary that the tokenizers library takes"):
+        model = hf.models.BPE(vocab, joins, unk_token=unknown, fuse_unk=True, byte_fallback=has_bytes)
         backend = hf.Tokenizer(model)
-    except Exception as error:  # the library raises bare Exception
-        raise MinedgeFormatError(f"{where}: not a vocabulary that the tokenizers library takes ({error})") from None
     replace = hf.normalizers.Replace(" ", SPACE)
     prefix = [hf.normalizers.Prepend(SPACE)] if add_space_prefix else []
     backend.normalizer = hf.normalizers.Sequence([*prefix, replace])

@@ -146,5 +146,14 @@ STRICTER = {
     "element type without a NumPy type": pack({"a": entry("F8_E4M3", (8,))}, _EIGHT),
     "33 dimensions": pack({"a": entry(shape=(1,) * 33, offsets=(0, 4))}, bytes(4)),
     "zero before huge dimensions": pack({"a": entry(shape=(0, 1 << 40, 1 << 40), offsets=(0, 0))}),
+    "thousands of names and no data": pack({f"{i:x}": entry("U8", (0,), (0, 0)) for i in range(20_000)}),
+    "thousands of one-byte tensors": pack(
+        {f"{i:x}": entry("U8", (), (i, i + 1)) for i in range(20_000)}, bytes(20_000)
+    ),
+    "thousands of entries in the metadata": pack({"__metadata__": {f"{i:x}": "" for i in range(50_000)}}),
+    "a million letters and one of four bytes": pack(
+        b'{"__metadata__":{"a":"' + b"a" * 1_000_000 + "😀".encode() + b'"}}'
+    ),
+    "a million escapes": pack(b'{"__metadata__":{"a":"' + b"\\n" * 1_000_000 + b'"}}'),
     "BOOL byte of 2": pack({"a": entry("BOOL", (1,), (0, 1))}, b"\x02"),
 }

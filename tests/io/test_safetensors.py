@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import random
 import struct
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors import deserialize
 from safetensors.numpy import load, load_file, save
 
 from minedge.errors import MinedgeFormatError, UsageError
@@ -190,120 +186,50 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
             safetensors.read(path)
 
 
-# ---------------------------------------------------------------- mutation against the library
-
-_SEED = {"a": entry(shape=(2, 1), offsets=(0, 8)), "b": entry("F16", (3,), (8, 14)), "c": entry("BOOL", (2,), (14, 16))}
-_NUMBERS = [
-    -1,
-    0,
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    14,
-    16,
-    17,
-    1 << 31,
-    1 << 32,
-    1 << 61,
-    (1 << 63) - 1,
-    1 << 63,
-    (1 << 64) - 1,
-    1 << 64,
-    0.5,
-    True,
-]
-_TEXTS = [
-    b"NaN",
-    b"-0",
-    b"1e2",
-    b"null",
-    b"{}",
-    b"[]",
-    b'"F32"',
-    b'"\\ud800"',
-    b'"\\u0061"',
-    b"/**/",
-    b"\xff",
-    b" ",
-    b"\n",
-    b",",
-]
+# ---------------------------------------------------------------- memory of what is accepted
 
 
-def _agrees(data: bytes, path: Path) -> bool:
-    """Whether the reader accepts `data`; fails if the library rejects that, reads other values, or on another error."""
+def _many(count: int, each: int) -> bytes:
+    header = {f"{i:x}": entry("U8", (each,), (i * each, (i + 1) * each)) for i in range(count)}
+    return pack(header, bytes(count * each))
+
+
+@pytest.mark.parametrize("each", [0, 60, 180, 240])
+def test_many_small_tensors_stay_below_four_times_the_file(tmp_path: Path, each: int) -> None:
+    """As small as they may be and smaller: Python's objects for a tensor are larger than its entry in the header."""
+    data, path = _many(5_000, each), tmp_path / "f"
     path.write_bytes(data)
+    for read in (safetensors.read_header, safetensors.read):
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(MinedgeFormatError):
+                assert read(path)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 4 * len(data), (read, peak / len(data))
+
+
+def test_small_models_of_many_tensors_are_no_attack(tmp_path: Path) -> None:
+    """A toy of 24 layers, 8 wide: 218 tensors, most of them vectors, in a file of 60 KB."""
+    tensors = {"model.embed_tokens.weight": np.ones((32, 8), np.float16), "model.norm.weight": np.ones(8, np.float16)}
+    for i in range(24):
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "input_layernorm", "mlp.down_proj"):
+            tensors[f"model.layers.{i}.{name}.weight"] = np.ones((8, 8) if "proj" in name else 8, np.float16)
+            tensors[f"model.layers.{i}.{name}.bias"] = np.ones(8, np.float16)
+    safetensors.write(tmp_path / "f", tensors, {"format": "pt"})
+    assert (tmp_path / "f").stat().st_size < 60_000
+    _same(safetensors.read(tmp_path / "f"), tensors)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_widening_costs_the_result_and_little_more(tmp_path: Path, dtype: str) -> None:
+    width, n = (4 if dtype == "F32" else 2), 200_000
+    (tmp_path / "f").write_bytes(pack({"a": entry(dtype, (n,), (0, n * width))}, bytes(n * width)))
+    tracemalloc.start()
     try:
-        ours = safetensors.read(path)
-    except MinedgeFormatError:
-        return False
-    theirs = dict(deserialize(data))  # raises if the library rejects it
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        assert list(array.shape) == theirs[name]["shape"]
-        if theirs[name]["dtype"] != "BF16":
-            assert array.tobytes() == bytes(theirs[name]["data"])
-    return True
-
-
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_structured_mutations_never_accepted_against_the_library(tmp_path: Path, data: st.DataObject) -> None:
-    header = json.loads(json.dumps(_SEED))
-    for _ in range(data.draw(st.integers(1, 3))):
-        name = data.draw(st.sampled_from(sorted(header)))
-        field = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "drop", "rename", "extra"]))
-        if field == "drop":
-            header[name].pop(data.draw(st.sampled_from(["dtype", "shape", "data_offsets"])), None)
-        elif field == "rename":
-            header[data.draw(st.sampled_from(["", "a", "z", "__metadata__", "é"]))] = header.pop(name)
-        elif field == "extra":
-            header[name]["extra"] = 1
-        elif field == "dtype":
-            header[name][field] = data.draw(st.sampled_from(["F16", "BF16", "U8", "I64", "F8_E5M2", "C64", "", 1]))
-        else:
-            header[name][field] = data.draw(st.lists(st.sampled_from(_NUMBERS), max_size=4))
-        if not header:
-            break
-    text = json.dumps(header).encode()
-    if data.draw(st.booleans()):
-        at, junk = data.draw(st.integers(0, len(text))), data.draw(st.sampled_from(_TEXTS))
-        text = text[:at] + junk + text[at + data.draw(st.integers(0, 3)) :]
-    length = data.draw(st.sampled_from([None, None, None, len(text) - 1, len(text) + 1, 0]))
-    _agrees(pack(text, bytes(data.draw(st.sampled_from([16, 16, 16, 15, 17, 0]))), length), tmp_path / "f")
-
-
-def _fuzz(path: Path, count: int, seed: int) -> int:
-    rng, seeds = random.Random(seed), [*GOOD.values(), pack(_SEED, bytes(16))]
-    accepted = 0
-    for _ in range(count):
-        data = bytearray(rng.choice(seeds))
-        for _ in range(rng.randint(1, 3)):
-            at = rng.randrange(len(data) + 1)
-            match rng.randrange(4):
-                case 0:
-                    data[at : at + 1] = bytes([rng.randrange(256)])
-                case 1:
-                    del data[at : at + rng.randint(1, 4)]
-                case 2:
-                    data[at : at + rng.randint(0, 2)] = rng.choice(_TEXTS)
-                case 3:
-                    data[at : at + 1] = rng.choice(b'0123456789,:[]{}" ').to_bytes(1, "little")
-        if rng.random() < 0.7 and len(data) > 8:  # make the length fit again, so that mutations reach the parser
-            data[:8] = max(0, min(len(data) - 8, data.rfind(b"}") + 1 - 8)).to_bytes(8, "little")
-        accepted += _agrees(bytes(data), path)
-    return accepted
-
-
-def test_byte_mutations_never_accepted_against_the_library(tmp_path: Path) -> None:
-    assert (
-        _fuzz(tmp_path / "f", 4000, seed=0) > 50
-    )  # some must be accepted, or the mutations are too wild to show anything
-
-
-@pytest.mark.campaign
-def test_byte_mutations_campaign(tmp_path: Path) -> None:
-    assert _fuzz(tmp_path / "f", int(os.environ.get("MINEDGE_FUZZ", "100000")), seed=1) > 1000
+        safetensors.read(tmp_path / "f", dtype=np.float32)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * n + (300 << 10)  # the result, and one chunk of 256 KB
