@@ -27,10 +27,10 @@ class Model(_model.Model):
         all; a folder that exists is refused unless `overwrite`.
         """
         from minedge.compress.compositions import default_trainable
-        from minedge.io import hf
+        from minedge.io import hf_write
 
         usual = self.trainable_names == default_trainable(self, self.linears, self.params)
-        hf.write_model(
+        hf_write.write_model(
             path, self.config, self.params, self.linears, self.tokenizer, dtype, overwrite=overwrite,
             trainable_names=None if usual else sorted(self.trainable_names),
         )  # fmt: skip
@@ -65,10 +65,10 @@ def bundled_path() -> Path:
     return Path(__file__).parent / "assets" / "bundled"
 
 
-def load(source: str | Path, backend: str | None = None) -> Model:
+def load(source: str | Path, backend: str | None = None, with_tokenizer: bool = True) -> Model:
     """Open a model: "bundled", a Hugging Face directory, a .gguf file, a llama2.c .bin (its tokenizer beside it), or
     the hub id of a model in the local Hugging Face cache. Every float array is trainable until an adapter or packing
-    says otherwise.
+    says otherwise. `with_tokenizer=False` leaves the tokenizer, which compiled code of another library reads, unopened.
 
     Raises `UsageError` for an unknown name (with the nearest), `MinedgeFormatError` for files that are missing,
     damaged or foreign.
@@ -87,7 +87,7 @@ def load(source: str | Path, backend: str | None = None) -> Model:
                 f"Hugging Face cache ({sources.hub_cache()}), got {str(source)!r}, which does not exist{near}"
             )
         path = cached
-    config, params, linears, tokenizer, names = sources.read_any(path)
+    config, params, linears, tokenizer, names = sources.read_any(path, with_tokenizer)
     model = Model(config, {}, linears, tokenizer=tokenizer, backend=backend, name=str(source))
     if names is None:
         names = default_trainable(model, linears, params)

@@ -92,10 +92,13 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
 def _model(path: Path) -> dict[str, Any]:
     import minedge
     from minedge.cli.limited import open_tokenizer
+    from minedge.io.hf import check_ids
 
-    told = open_tokenizer(path)  # before this process opens it, which a crash would end
-    model = minedge.load(path, backend="numpy")
+    told = open_tokenizer(path)
+    model = minedge.load(path, backend="numpy", with_tokenizer=False)  # only the child opens tokenizers
     c, nbytes = model.config, model.nbytes()
+    if told is not None:
+        check_ids(told["largest_id"], c, f"{path}: tokenizer")
     kinds: dict[str, int] = {}
     for kind in model.linears.values():
         label = _kind_label(kind.to_dict())

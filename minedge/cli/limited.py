@@ -109,7 +109,8 @@ def _read(path: Path) -> Any:
 
 def _describe(tokenizer: Any) -> dict[str, Any]:
     """Sizes and names, and whether the template runs on a small conversation."""
-    told: dict[str, Any] = {"tokens": tokenizer.vocab_size, "eos_token": tokenizer.eos_token}
+    ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
+    told: dict[str, Any] = {"tokens": len(ids), "largest_id": max(ids, default=0), "eos_token": tokenizer.eos_token}
     tokenizer.decode(tokenizer.encode("Is it whole? 1 + 1 = 2, \u00e9\u4e2d\n"))
     if tokenizer.chat is None:
         told["chat_template"] = "none"

@@ -160,7 +160,7 @@ def _strings(data: bytes, count: int) -> list[str]:
 
 
 def read_model(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], with_tokenizer: bool = True
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, LinearKind], Any]:
     """Read a whole model: config, read-only params, linears, tokenizer or None.
 
@@ -186,7 +186,7 @@ def read_model(
         _warn_of_widened(
             file, {gguf_name(config, f"{m}.weight") for m, kind in linears.items() if kind in kinds.values()}
         )
-        tokenizer = read_tokenizer(file, config.vocab_size)
+        tokenizer = read_tokenizer(file, config.vocab_size) if with_tokenizer else None
     return config, {key: params[key] for key in param_shapes(config, linears)}, linears, tokenizer
 
 

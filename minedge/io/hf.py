@@ -1,4 +1,4 @@
-"""Model folders as Hugging Face writes them, both ways, strictly.
+"""Model folders as Hugging Face writes them, read strictly; hf_write.py writes them.
 
 config.json, model.safetensors (or shards with model.safetensors.index.json), tokenizer.json, generation_config.json.
 `param_shapes` says which tensors there must be: one missing, unknown or of another shape is an error, and nothing is
@@ -21,59 +21,73 @@ import numpy as np
 
 import minedge.ops
 from minedge.config import Config
-from minedge.errors import MinedgeError, MinedgeFormatError, UsageError
-from minedge.io.atomic import atomic_dir, recover_dir
+from minedge.errors import MinedgeError, MinedgeFormatError
+from minedge.io.atomic import recover_dir
 from minedge.io.hf_weights import Stored, member, open_weights
-from minedge.io.jsonfile import dump_json, read_json
-from minedge.io.safetensors import writer
+from minedge.io.jsonfile import read_json
 from minedge.model.linears import LinearKind, Shapes, dense_kind, kind_from_dict
 from minedge.model.shapes import linear_shapes, param_shapes
 
 __all__ = [
-    "check_tokenizer", "read_config", "read_generation_config", "read_model", "read_trainable_names", "write_model",
+    "FILE_DTYPE_KEYS", "FORMAT_VERSION", "check_ids", "check_tokenizer", "lies_transposed", "read_config",
+    "read_generation_config", "read_model", "read_trainable_names",
 ]  # fmt: skip
 
-_FORMAT_VERSION = 1
+FORMAT_VERSION = 1
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 _EXACT = {"uint8": "U8", "int8": "I8", "float16": "F16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
-_MAX_LAYERS = 10_000
-_FILE_DTYPE_KEYS = ("torch_dtype", "dtype")  # older and newer name; of the file, not the model
+_MAX_LAYERS = 1_000  # tables have entries for each
+FILE_DTYPE_KEYS = ("torch_dtype", "dtype")  # older and newer name; of the file, not the model
 # What values of the wrong type in a config.json can provoke on their way through the dataclasses.
 _BAD_CONFIG = (MinedgeError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError, RecursionError)
 
 
-# ---------------------------------------------------------------- reading
-
-
 def read_model(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], with_tokenizer: bool = True
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, LinearKind], Any]:
     """Read a model folder: config, read-only params (floats widened to float32), linears, tokenizer or None.
 
     Raises MinedgeFormatError, naming file and key or tensor, for anything that is missing, unknown or contradictory.
     """
     folder = Path(path)
-    config, linears = read_config(folder)
+    config, data = _read_sizes(folder)
     with contextlib.ExitStack() as stack:
-        params = _read_params(folder, config, linears, open_weights(folder, config, stack))
-    return config, params, linears, _read_tokenizer(folder, config)
+        tensors = open_weights(folder, config, stack)
+        if config.n_layer > len(tensors):  # before the tables that have entries for each
+            raise MinedgeFormatError(
+                f"{folder}: config.json asks for {config.n_layer} layers in {len(tensors)} tensors"
+            )
+        linears = _read_linears(folder, config, data)
+        params = _read_params(folder, config, linears, tensors)
+    return config, params, linears, _read_tokenizer(folder, config) if with_tokenizer else None
 
 
 def read_config(path: str | os.PathLike[str]) -> tuple[Config, dict[str, LinearKind]]:
     """Read config.json alone: the sizes, and the kind of every linear."""
     folder = Path(path)
+    config, data = _read_sizes(folder)
+    return config, _read_linears(folder, config, data)
+
+
+def _read_sizes(folder: Path) -> tuple[Config, dict[str, Any]]:
     recover_dir(folder)
     if not os.path.isdir(folder):
         raise MinedgeFormatError(f"{folder}: no such folder; expected one with config.json and model.safetensors")
     file = member(folder, "config.json")
-    data = {key: value for key, value in read_json(file).items() if key not in _FILE_DTYPE_KEYS}
+    data = {key: value for key, value in read_json(file).items() if key not in FILE_DTYPE_KEYS}
     if data.get("quantization_config"):
         raise MinedgeFormatError(f"{file}: quantization_config: weights quantized by other tools are not supported")
     try:
         layers = data.get("num_hidden_layers", data.get("n_layer", 0))
-        if isinstance(layers, int) and layers > _MAX_LAYERS:  # the tables below have entries for each
+        if isinstance(layers, int) and layers > _MAX_LAYERS:
             raise MinedgeFormatError(f"{layers} layers, expected at most {_MAX_LAYERS}")
-        config = Config.from_hf(data)
+        return Config.from_hf(data), data
+    except _BAD_CONFIG as error:
+        raise MinedgeFormatError(f"{file}: {str(error).removeprefix('config.json: ')}") from error
+
+
+def _read_linears(folder: Path, config: Config, data: Mapping[str, Any]) -> dict[str, LinearKind]:
+    try:
         shapes = linear_shapes(config)
         linears = dict.fromkeys(shapes, dense_kind())
         for name, kind in _own_part(data).get("linears", {}).items():
@@ -82,8 +96,8 @@ def read_config(path: str | os.PathLike[str]) -> tuple[Config, dict[str, LinearK
             linears[name] = kind_from_dict(kind)
             linears[name].shapes(name, *shapes[name])  # a kind refuses widths it cannot have
     except _BAD_CONFIG as error:
-        raise MinedgeFormatError(f"{file}: {str(error).removeprefix('config.json: ')}") from error
-    return config, linears
+        raise MinedgeFormatError(f"{folder / 'config.json'}: {str(error).removeprefix('config.json: ')}") from error
+    return linears
 
 
 def read_trainable_names(path: str | os.PathLike[str]) -> frozenset[str] | None:
@@ -105,11 +119,9 @@ def read_generation_config(path: str | os.PathLike[str]) -> dict[str, Any] | Non
 def _own_part(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """What minedge added to config.json, of a version this one can read."""
     own = data.get("minedge", {})
-    if own and own.get("format_version") != _FORMAT_VERSION:
+    if own and own.get("format_version") != FORMAT_VERSION:
         got = own.get("format_version")
-        raise MinedgeFormatError(
-            f"minedge.format_version: expected {_FORMAT_VERSION}, got {got!r}; is minedge too old?"
-        )
+        raise MinedgeFormatError(f"minedge.format_version: expected {FORMAT_VERSION}, got {got!r}; is minedge too old?")
     return own
 
 
@@ -126,7 +138,7 @@ def _storage_shapes(config: Config, linears: Mapping[str, LinearKind]) -> tuple[
     return {**stored, **in_memory}, owned
 
 
-def _lies_transposed(config: Config, key: str, shape: tuple[int, ...]) -> bool:
+def lies_transposed(config: Config, key: str, shape: tuple[int, ...]) -> bool:
     name = key.removesuffix(".weight")
     outer = (config.arch.embed, config.arch.head, config.arch.positions)
     return (
@@ -149,7 +161,7 @@ def _read_params(
     if unknown:
         also = f" and {len(unknown) - 1} more" if unknown[1:] else ""
         raise MinedgeFormatError(f"{folder}: tensor {unknown[0]!r}{also} unknown to this architecture and its options")
-    transposed = {key for key, (shape, _) in shapes.items() if _lies_transposed(config, key, shape)}
+    transposed = {key for key, (shape, _) in shapes.items() if lies_transposed(config, key, shape)}
     for key, (shape, dtype) in shapes.items():
         _check_tensor(tensors[key], shape[::-1] if key in transposed else shape, dtype)
 
@@ -217,89 +229,14 @@ def _read_tokenizer(folder: Path, config: Config) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, config: Config, where: str) -> None:
+    """MinedgeFormatError for a tokenizer with ids that the model has no embedding of."""
     # Ids may have gaps, so the largest one decides, not their number.
-    ids = tokenizer.backend.get_vocab(with_added_tokens=True).values()
-    if max(ids, default=0) >= config.vocab_size:
+    check_ids(max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0), config, where)
+
+
+def check_ids(largest: int, config: Config, where: str) -> None:
+    """`check_tokenizer` where only the largest id is known."""
+    if largest >= config.vocab_size:
         raise MinedgeFormatError(
-            f"{where}: ids up to {max(ids)}, but vocab_size is {config.vocab_size}; another model's tokenizer?"
+            f"{where}: ids up to {largest}, but vocab_size is {config.vocab_size}; another model's tokenizer?"
         )
-
-
-# ---------------------------------------------------------------- writing
-
-
-def write_model(
-    path: str | os.PathLike[str],
-    config: Config,
-    params: Mapping[str, np.ndarray],
-    linears: Mapping[str, LinearKind],
-    tokenizer: Any = None,
-    dtype: str | None = None,
-    generation_config: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    trainable_names: Iterable[str] | None = None,
-) -> None:
-    """Write a model folder, whole or not at all.
-
-    `dtype` "float16" stores the float32 tensors so (None: as they are); what kinds keep in other types stays. A folder
-    of dense linears is what transformers opens. Raises UsageError if the folder exists (unless `overwrite`, and it
-    holds a config.json), if params do not fit config and linears, or if a value is too large for float16; MinedgeError
-    on a full disk and the like.
-    """
-    if dtype not in (None, "float32", "float16"):
-        raise UsageError(f"dtype: expected 'float32' or 'float16', got {dtype!r}")
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, config, "tokenizer")
-    exact = {key for name, kind in linears.items() for key in kind.exact_storage(name)}
-    stored = _to_storage(config, params, linears)
-    tensors = {key: array if key in exact else _stored_as(key, array, dtype) for key, array in stored.items()}
-    write_weights = writer(tensors, {"format": "pt"})  # transformers refuses files without this entry
-    data = config.to_hf()
-    data.update(dict.fromkeys(_FILE_DTYPE_KEYS, dtype or "float32"))
-    own: dict[str, Any] = {}
-    special = {name: kind.to_dict() for name, kind in linears.items() if kind != dense_kind()}
-    if special:
-        own["linears"] = special
-    if trainable_names is not None:
-        own["trainable_names"] = sorted(trainable_names)
-    if own:
-        data["minedge"] = {"format_version": _FORMAT_VERSION, **own}
-    generation = dict(generation_config or {"bos_token_id": config.bos_token_id, "eos_token_id": data["eos_token_id"]})
-    with atomic_dir(path, overwrite, marker="config.json") as folder:
-        write_weights(folder / "model.safetensors")
-        dump_json(generation, folder / "generation_config.json")
-        if tokenizer is not None:
-            tokenizer.save(folder)
-        dump_json(data, folder / "config.json")
-
-
-def _to_storage(
-    config: Config, params: Mapping[str, np.ndarray], linears: Mapping[str, LinearKind]
-) -> dict[str, np.ndarray]:
-    """The tensors of the file; UsageError unless params are what config and linears say, so it can be read again."""
-    expected = param_shapes(config, linears)
-    odd = sorted(expected.keys() ^ params.keys())
-    if odd:
-        problem = "is missing" if odd[0] in expected else "does not belong to the model"
-        raise UsageError(f"params: {odd[0]!r} {problem}")
-    for key, (shape, dtype) in expected.items():
-        got = params[key]
-        if got.shape != tuple(shape) or (got.dtype != dtype and not (dtype == "float32" and got.dtype == np.float64)):
-            raise UsageError(f"params: {key!r}: expected {dtype} {list(shape)}, got {got.dtype} {list(got.shape)}")
-    ops, stored = minedge.ops.get("numpy"), dict(params)
-    for name, widths in linear_shapes(config).items():
-        for key in linears[name].shapes(name, *widths):
-            del stored[key]
-        stored.update(linears[name].to_storage(params, name, ops))
-    return {key: array.T if _lies_transposed(config, key, array.shape) else array for key, array in stored.items()}
-
-
-def _stored_as(key: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
-    if dtype is None or array.dtype not in (np.float32, np.float64):
-        return array
-    with np.errstate(over="raise"):
-        try:
-            return array.astype(dtype)
-        except FloatingPointError:
-            largest = np.abs(array[np.isfinite(array)]).max()
-            raise UsageError(f"dtype: {key!r} holds {largest:.6g}, too large for {dtype}; save as float32") from None

@@ -44,7 +44,7 @@ _FOREIGN = {b"PK\x03\x04": "a zip archive", b"\x80\x02": "a pickle", b"\x80\x03"
 
 
 def read_model(
-    path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None, with_tokenizer: bool = True
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, LinearKind], Any]:
     """Read a model: config, read-only float32 params, linears (all dense), and the tokenizer: the file given, or one
     that lies beside the model and fits, or None with a warning.
@@ -65,9 +65,11 @@ def read_model(
                     params[key] = _half_split(config, key, array)
     for array in params.values():
         array.flags.writeable = False
-    found = (
-        read_tokenizer(tokenizer, config.vocab_size) if tokenizer else tokenizer_beside(Path(path), config.vocab_size)
-    )
+    found = None
+    if tokenizer:
+        found = read_tokenizer(tokenizer, config.vocab_size)
+    elif with_tokenizer:
+        found = tokenizer_beside(Path(path), config.vocab_size)
     return config, {key: params[key] for key in param_shapes(config, linears)}, linears, found
 
 

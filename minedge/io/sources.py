@@ -56,13 +56,15 @@ def in_hub_cache(name: str) -> Path | None:
 
 
 def read_any(
-    path: Path,
+    path: Path, with_tokenizer: bool = True
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, LinearKind], Any, frozenset[str] | None]:
-    """Config, params, linears, tokenizer, and the trainable names a folder was written with (None: the usual ones)."""
+    """Config, params, linears, tokenizer (None where it is not wanted), and the trainable names a folder was written
+    with (None: the usual ones).
+    """
     if path.is_dir():
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1 or (path / "config.json").exists():
-            return *hf.read_model(path), hf.read_trainable_names(path)
+            return *hf.read_model(path, with_tokenizer), hf.read_trainable_names(path)
         path = member(path, files[0].name)  # a folder, or a snapshot, that holds one GGUF file and no config.json
     try:
         with path.open("rb") as file:
@@ -70,9 +72,9 @@ def read_any(
     except OSError as error:
         raise MinedgeFormatError(f"{path}: cannot be read: {error.strerror}") from None
     if path.suffix == ".gguf" or start == b"GGUF":
-        return *gguf.read_model(path), None
+        return *gguf.read_model(path, with_tokenizer), None
     if path.suffix == ".bin":
-        return *llama2c.read_model(path), None
+        return *llama2c.read_model(path, with_tokenizer=with_tokenizer), None
     raise MinedgeFormatError(
         f"{path}: expected a model directory with config.json and model.safetensors, a .gguf file or a llama2.c .bin, "
         f"got a file that starts with {start!r}"

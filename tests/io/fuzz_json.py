@@ -12,7 +12,7 @@ import numpy as np
 from minedge.config import Config
 from minedge.data.tokenizer import Tokenizer
 from minedge.errors import MinedgeFormatError
-from minedge.io import hf
+from minedge.io import hf, hf_write
 from minedge.io.adapters import read_adapter, write_adapter
 from minedge.model.linears import Dense
 from minedge.model.shapes import linear_shapes, param_shapes
@@ -114,7 +114,7 @@ def configs(folder: Path) -> Format:
     linears: dict[str, Any] = dict.fromkeys(linear_shapes(config), Dense())
     params = {name: rng_.normal(size=s).astype("f4") for name, (s, _) in param_shapes(config, linears).items()}
     home = folder / "m"
-    hf.write_model(home, config, params, linears, trainable_names=["model.norm.weight"])
+    hf_write.write_model(home, config, params, linears, trainable_names=["model.norm.weight"])
     text = (home / "config.json").read_text()
     places = [*_places(json.loads(text)), ("minedge", "linears"), ("rope_parameters",), ("sliding_window",)]
 

@@ -19,7 +19,7 @@ from minedge.config import Config
 from minedge.data.tokenizer import Tokenizer
 from minedge.errors import MinedgeFormatError, UsageError
 from minedge.finetune import lora
-from minedge.io import hf, safetensors
+from minedge.io import hf, hf_write, safetensors
 from minedge.model.linears import Dense
 from minedge.model.shapes import linear_shapes, param_shapes
 
@@ -188,12 +188,12 @@ def test_other_keys_of_config_json_survive(folder: Path, tmp_path: Path) -> None
 
 def test_trainable_names_and_generation_config_are_kept(tmp_path: Path) -> None:
     m = _model()
-    hf.write_model(
+    hf_write.write_model(
         tmp_path / "m", m.config, m.params, m.linears, generation_config={"top_p": 0.9}, trainable_names={"b", "a"}
     )
     assert hf.read_trainable_names(tmp_path / "m") == frozenset("ab")
     assert hf.read_generation_config(tmp_path / "m") == {"top_p": 0.9}
-    hf.write_model(tmp_path / "n", m.config, m.params, m.linears)
+    hf_write.write_model(tmp_path / "n", m.config, m.params, m.linears)
     assert hf.read_trainable_names(tmp_path / "n") is None
     assert hf.read_generation_config(tmp_path / "n") == {"bos_token_id": None, "eos_token_id": None}
     assert hf.read_model(tmp_path / "n")[3] is None
@@ -458,7 +458,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     ]
     for params in bad:
         with pytest.raises(UsageError, match=r"params: "):
-            hf.write_model(tmp_path / "m", m.config, params, m.linears)
+            hf_write.write_model(tmp_path / "m", m.config, params, m.linears)
     with pytest.raises(UsageError, match=r"dtype"):
         m.save(tmp_path / "m", dtype="int8")
     with pytest.raises(UsageError, match=r"holds 70000, too large for float16"):
