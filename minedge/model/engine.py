@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from minedge.errors import UsageError
 from minedge.model.kvcache import check_room
 from minedge.model.plan import BLOCK, Lacks, Plan, Step, compile_plan
+from minedge.model.rotary import rotary_tables
 from minedge.model.shapes import param_shapes
-from minedge.model.transformer import _rotary_tables
 from minedge.ops import c_ops
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Engine:
         ]
         self._arrays: dict[str, Array] = dict(model.params)
         if config.uses_rotary:
-            self._arrays["rotary.cos"], self._arrays["rotary.sin"] = _rotary_tables(config)
+            self._arrays["rotary.cos"], self._arrays["rotary.sin"] = rotary_tables(config)
         self.buffers: dict[str, tuple[Array, ...]] = {}
         self._pointers: dict[str, Any] = {name: self._buffer(name) for name in self.plan.buffers if name != "logits"}
         self._scratch = self._pointer(np.empty(self._rows * 2 * max(config.n_head, 1), np.float32), "float *")
