@@ -34,7 +34,7 @@ from minedge.model.shapes import linear_shapes, param_shapes
 from minedge.ops import get as get_ops
 
 __all__ = [
-    "FILE_PLANS", "PLANS", "Measured", "Plan", "measure", "peak_bytes", "plan", "plan_files", "reset_peak",
+    "FILE_PLANS", "PLANS", "Measured", "Plan", "give_back", "measure", "peak_bytes", "plan", "plan_files", "reset_peak",
     "resident_bytes",
 ]  # fmt: skip
 
@@ -207,7 +207,7 @@ def _status(key: str) -> int | None:
         return None
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return freed memory to the system: what the C library keeps for later would hide what a block asks for anew."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has malloc_trim
@@ -227,7 +227,7 @@ class Measured:
 @contextlib.contextmanager
 def measure() -> Iterator[Measured]:
     """Measure the peak memory of a block."""
-    _give_back()
+    give_back()
     found = Measured(exact=reset_peak())
     found.before = resident_bytes()
     try:

@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "plan": "predict peak memory per training method",
     "tutorial": "learn the methods by running them, in notebooks",
     "course": "assignments: hand out, check, submit, grade",
+    "bench": "measure this machine, and minedge beside other libraries",
     "doctor": "show backends, kernels and versions on this machine",
 }
 
@@ -86,7 +87,8 @@ def _run(verb: str, words: list[str]) -> int:
     module.add_options(parser)
     expand = getattr(module, "expand", None)  # train puts a config file's options in front of the words
     args = parser.read(expand(parser, words) if expand else words)
-    with _threads(args.threads), _short_warnings(verb, args.quiet):
+    own_threads = getattr(module, "OWN_THREADS", False)  # bench: for the processes that it measures
+    with _threads(None if own_threads else args.threads), _short_warnings(verb, args.quiet):
         return module.run(args, Console(args.json, args.quiet))
 
 

@@ -1,0 +1,180 @@
+"""What was found, as rows of a table, lines of text and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from minedge.bench.busy import BUSY
+from minedge.bench.machine import Limit
+from minedge.bench.measure import Run
+from minedge.bench.run import PartResult, Report
+from minedge.bench.stats import Spread, ratios, spread
+
+__all__ = [
+    "HEADERS",
+    "derived",
+    "disturbed",
+    "headline",
+    "lines_of",
+    "rate_of",
+    "rows_of",
+    "share_of",
+    "to_json",
+]
+
+HEADERS = ("who", "threads", "median", "±", "of the limit", "memory", "minedge is")
+
+
+def rate_of(run: Run) -> Spread:
+    """The run's figure in its own unit: amounts per second, or plain seconds."""
+    found = spread(run.seconds)
+    return found if run.facts.get("seconds") else found.per(run.facts["amount"])
+
+
+def share_of(run: Run, limits: Mapping[int, Limit]) -> float | None:
+    """The least time that the machine would need over the time it took; None where nothing is known about either."""
+    limit = limits.get(run.job.threads)
+    least = limit.seconds(run.facts) if limit is not None else 0.0
+    return least / spread(run.seconds).median if least else None
+
+
+def ratio_of(run: Run, result: PartResult) -> Spread | None:
+    """How many times faster minedge is than this peer, round by round; None for minedge itself."""
+    ours = result.ours
+    if ours is None or run.job.who == "minedge" or not run.counts:
+        return None
+    return ratios(run.seconds, ours.seconds)  # a unit is the same work for all
+
+
+def rows_of(result: PartResult, limits: Mapping[int, Limit]) -> list[list[str]]:
+    """Cells under HEADERS, a row a competitor; one that does not count says why instead."""
+    rows = []
+    for run in result.runs:
+        who, threads = run.job.label, str(run.job.threads)
+        if not run.counts:
+            why = "outputs are wrong" if run.wrong and not run.error else "failed"
+            rows.append([who, threads, why, "", "", "", ""])
+            continue
+        rate, share, ratio = rate_of(run), share_of(run, limits), ratio_of(run, result)
+        rows.append([
+            who,
+            threads,
+            f"{_figure(rate.median)} {run.facts['unit']}",
+            f"{rate.relative:.1%}",
+            f"{share:.0%}" if share is not None else "",
+            f"{(run.peak_bytes - run.imports_bytes) / 1e6:,.0f} MB" if run.peak_bytes else "",
+            f"{ratio.median:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})" if ratio is not None else "",
+        ])  # fmt: skip
+    return rows
+
+
+def lines_of(result: PartResult) -> list[str]:
+    """What stands below a part's table: set-up, check and trouble of each competitor."""
+    if result.note:
+        return [result.note]
+    lines = []
+    for run in result.runs:
+        if run.error:
+            lines.append(f"{run.job.label}: {run.error}")
+        else:
+            verdict = "WRONG, does not count: " if run.wrong else "checked: "
+            lines.append(f"{run.job.label}: {run.settings}; {verdict}{run.check}")
+    worst = disturbed(result.runs)
+    if worst > BUSY:
+        lines.append(f"others used {worst:.0%} of the processors meanwhile; take the figures with care")
+    return lines
+
+
+def disturbed(runs: Sequence[Run]) -> float:
+    """The largest share of the processors that others used during a competitor's turns, by their median."""
+    return max((spread(run.others).median for run in runs if run.others), default=0.0)
+
+
+def derived(report: Report) -> list[str]:
+    """Sentences that need two figures: attention's share, a MeZO step in forward passes, quantization's memory."""
+    found: dict[tuple[str, str, int, str], Run] = {}
+    for result in report.results:
+        for run in result.runs:
+            if run.counts:
+                found[result.name, result.shape, result.threads, run.job.label] = run
+    lines = []
+    for (name, shape, threads, label), run in found.items():
+        where = f"{shape}, {label}, threads {threads}"
+        seconds = spread(run.seconds).median
+        short = found.get(("decode", shape, threads, label))
+        forward = found.get((name, shape, threads, "minedge, forward alone"))
+        numbers = found.get((name, shape, threads, "minedge, generator alone"))
+        if name == "context" and short is not None:
+            share = 1 - spread(short.seconds).median / seconds
+            lines.append(f"{where}: the long context takes {share:.0%} of a token's time")
+        if name.startswith("mezo") and "alone" not in label and run.job.who == "minedge" and forward and numbers:
+            one, z = spread(forward.seconds).median, spread(numbers.seconds).median
+            lines.append(
+                f"{where}: a MeZO step ({name}) takes {seconds:.3g} s: {seconds / one:.2f} forward passes of "
+                f"{one:.3g} s; "
+                f"two passes and 1.15 x two z of {z:.3g} s would take {2 * one + 2.3 * z:.3g} s; peak "
+                f"{_over(run, forward):+.1%} of the forward pass's"
+            )
+        if "result_bytes" in run.facts and run.peak_bytes:
+            over = (run.peak_bytes - run.imports_bytes) / run.facts["result_bytes"]
+            lines.append(f"{where}: quantization's memory is {over:.2f} x the result")
+    return lines
+
+
+def _over(run: Run, base: Run) -> float:
+    return (run.peak_bytes - run.imports_bytes) / max(1, base.peak_bytes - base.imports_bytes) - 1
+
+
+def headline(report: Report) -> list[str]:
+    """The machine, and how quiet it was."""
+    m = report.machine
+    wide = f" ({', '.join(m['wide'])})" if m["wide"] else ""
+    lines = [
+        f"{m['processor']}{wide}, {m['cpus']} CPUs, {m['memory_bytes'] / 1e9:.0f} GB, {m['system']}; "
+        f"minedge {m['minedge']}, Python {m['python']}, NumPy {m['numpy']}; {m['date']}"
+    ]
+    if report.load.disturbed:
+        lines.append(
+            f"warning: the machine is busy: others use {report.load.share:.0%} of its processors"
+            + (f", its host takes {report.load.stolen:.0%}" if report.load.stolen > BUSY else "")
+            + f" (load {report.load.average:.1f}); figures will be low and ratios less sure"
+        )
+    return lines
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Everything, each turn included."""
+    return {
+        "machine": report.machine,
+        "load": asdict(report.load),
+        "not_installed": dict(report.absent),
+        "limits": {str(n): asdict(limit) for n, limit in report.limits.items()},
+        "results": [_part_json(result, report.limits) for result in report.results],
+        "derived": derived(report),
+    }
+
+
+def _part_json(result: PartResult, limits: Mapping[int, Limit]) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "part": result.name, "what": result.what, "shape": result.shape or None, "threads": result.threads,
+        "note": result.note, "runs": [],
+    }  # fmt: skip
+    for run in result.runs:
+        ratio = ratio_of(run, result)
+        out["runs"].append({
+            "who": run.job.who, "label": run.job.label, "backend": run.job.backend, "settings": run.settings,
+            "counts": run.counts, "error": run.error, "check": run.check, "right": not run.wrong,
+            "unit": run.facts.get("unit"), "rate": asdict(rate_of(run)) if run.counts else None,
+            "share_of_limit": share_of(run, limits) if run.counts else None,
+            "ratio": asdict(ratio) if ratio is not None else None,
+            "imports_bytes": run.imports_bytes, "peak_bytes": run.peak_bytes,
+            "seconds": run.seconds, "cpu_seconds": run.cpu_seconds, "others": run.others, "facts": dict(run.facts),
+        })  # fmt: skip
+    return out
+
+
+def _figure(value: float) -> str:
+    """Three digits that mean something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
