@@ -81,10 +81,15 @@ class Worker:
         env.update({"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"})
         self.job, self._stopped = job, False
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        self._process = subprocess.Popen(
-            [job.python or sys.executable, "-m", "minedge.bench.worker"],
-            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True, encoding="utf-8",
-        )  # fmt: skip
+        command = [job.python or sys.executable, "-m", "minedge.bench.worker"]
+        try:
+            self._process = subprocess.Popen(
+                command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
+                encoding="utf-8",
+            )  # fmt: skip
+        except OSError as error:
+            self._stderr.close()
+            raise Failed(f"{command[0]} does not start: {error.strerror}") from None
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         try:

@@ -52,7 +52,7 @@ def _drawing(limit: Limit, points: Sequence[tuple[float, float, str, str]]) -> l
     top = max([*roofs.values(), *(rate for _, rate, _, _ in points), limit.read])
     xs, ys = [x for x, *_ in points] or [1.0], [y for _, y, *_ in points] or [top]
     x_low, x_high = _decades(min(*xs, 0.5), max(*xs, 2 * top / limit.read))
-    y_low, y_high = _decades(min(*ys, x_low * limit.read), top)
+    y_low, y_high = _decades(min(*ys, 10**x_low * limit.read), top)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (math.log10(x) - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)

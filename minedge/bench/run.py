@@ -17,7 +17,7 @@ from minedge.bench.machine import Limit, describe, limits_of
 from minedge.bench.measure import Failed, Limits, Run, ask, race
 from minedge.bench.parts import Entry, Part, part
 from minedge.bench.shapes import Shape
-from minedge.bench.weights import Store
+from minedge.bench.weights import RANK, Store, lora_target
 from minedge.errors import MinedgeError
 
 __all__ = ["PartResult", "Report", "Settings", "bench"]
@@ -160,7 +160,8 @@ def _unfit(what: Part, shape: Shape | None) -> str:
     if what.needs and free is not None:
         from minedge.ledger import plan
 
-        peak = plan(shape.config, what.needs, shape.batch_size, shape.seq_len + 1).peak
+        adapter = {"r": RANK, "target": lora_target(shape.config)} if what.needs == "lora" else None
+        peak = plan(shape.config, what.needs, shape.batch_size, shape.seq_len + 1, lora=adapter).peak
         if peak > 0.9 * free:
             return f"left out: {peak / 1e9:.1f} GB predicted, {free / 1e9:.1f} GB free (a smaller --batch-size may fit)"
     return ""
