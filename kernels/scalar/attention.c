@@ -23,8 +23,11 @@ static void pack_transposed(float *panel, const float *x, int64_t step, int64_t 
 
 /* rows[j][0..Dp) = scale * x[j * step + d], padded with zeros to `padded` rows */
 static void pack_rows(float *rows, const float *x, int64_t step, int64_t n, int64_t padded, int64_t D, int64_t Dp, float scale) {
-    for (int64_t j = 0; j < padded; j++)
-        for (int64_t d = 0; d < Dp; d++) rows[j * Dp + d] = j < n && d < D ? scale * x[j * step + d] : 0;
+    for (int64_t j = 0; j < n; j++) {
+        for (int64_t d = 0; d < D; d++) rows[j * Dp + d] = scale * x[j * step + d];
+        for (int64_t d = D; d < Dp; d++) rows[j * Dp + d] = 0;
+    }
+    memset(rows + n * Dp, 0, (size_t)((padded - n) * Dp) * sizeof(float));
 }
 
 /* c (6, keys) = a (6, D) times panels of `keys` keys, keys a multiple of 16 */
