@@ -17,6 +17,10 @@
 #define BYTES 16        /* of a block's codes */
 #define MAX_THREADS 64
 
+/* In the course's copy of this file blanks stand in for the steps; whoever calls one finds its name here. */
+const char *not_implemented;
+#define NOT_IMPLEMENTED(task) do { not_implemented = task; return; } while (0)
+
 struct product {
     float *y;               /* (rows) */
     const uint8_t *q;       /* (rows, blocks, 16) */
