@@ -27,11 +27,21 @@
 
 #define BLOCK 32
 #define FEW 4           /* rows of x that share one reading of the weights */
+#define CODES_AHEAD (16 << 10)  /* bytes, beyond the next eight rows, that are asked for while these are worked on */
+#define SCALES_AHEAD (2 << 10)
 #define TILE_BYTES (384 << 10)  /* of x that many rows of the weight pass by: about a second-level cache */
 
 INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE int group_shift(int64_t group) { return group == 32 ? 0 : group == 64 ? 1 : 2; }
+
+/* Asks for the cache lines of `bytes` bytes from p + offset on, which may lie anywhere: nothing is read. Eight rows at once
+ * are eight short streams, which no processor's own prefetching follows; asked for in the order in which they lie in
+ * memory, rows of 512 bytes come four times as fast, rows of 2 KiB twice. */
+INLINE void fetch(const void *p, int64_t offset, int64_t bytes) {
+    uintptr_t at = (uintptr_t)p + (uintptr_t)offset;
+    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch((const void *)(at + (uintptr_t)line), 0, 1);
+}
 
 /* ws[g] = lane r: scale of group g0 + g of row r; count <= 8 groups */
 INLINE void eight_scales(vf ws[LANES], const uint16_t *const row[LANES], int64_t g0, int64_t count) {
@@ -80,11 +90,13 @@ INLINE void few_tokens(const struct me_int_linear *a, const int bytes, int64_t n
         y[t] = v_set(0);
     }
     for (int64_t g0 = 0; g0 < groups; g0 += LANES) {
+        fetch(s[0], (groups + g0) * LANES * (int64_t)sizeof **s + SCALES_AHEAD, LANES * LANES * (int64_t)sizeof **s);
         eight_scales(ws, s, g0, at_most(LANES, groups - g0));
         int64_t end = at_most((g0 + LANES) << shift, blocks);
         for (int64_t b = g0 << shift; b < end; b += 2) {
             int two = b + 1 < end;
             vi sums[FEW][2];
+            fetch(q[0], (blocks * LANES + b * LANES) * bytes + CODES_AHEAD, 2 * LANES * bytes);
             row_pair_sums(sums, bytes, q, b, two, x, tokens);
             for (int i = 0; i <= two; i++)
                 for (int t = 0; t < tokens; t++) {
