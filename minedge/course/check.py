@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minedge.course.content import Assignment, Task, load
-from minedge.course.cut import handout, signatures
+from minedge.course.cut import handout, imports, signatures
 from minedge.course.properties import Misconception, Outcome
 from minedge.course.sandbox import CallError, Student
 from minedge.course.start import read_state
@@ -187,8 +187,9 @@ def _notes(assignment: Assignment, student: Student) -> list[str]:
             if theirs[name] != parameters:
                 told, wanted = ", ".join(map(str, theirs[name])), ", ".join(parameters)
                 notes.append(f"{file.name}: the handout has {name}({wanted}), this file {name}({told})"[:300])
-        homes = {entry.source for entry in assignment.files if not entry.source.startswith("./")}
-        homes |= {home.rpartition(".")[0] for home in homes if home.startswith("minedge.ops")}
-        taken = sorted(name for name in homes if name in student.imports and f"{name} import" not in text)
-        notes += [f"{file.name}: imports {name}, where the solution stands" for name in taken]
+    python = [file for file in assignment.files if file.name.endswith(".py")]
+    ours = {name for file in python for name in imports(handout(assignment, file))}
+    homes = {file.source for file in python}
+    homes |= {home.rpartition(".")[0] for home in homes if home.startswith("minedge.ops")}
+    notes += [f"imports {name}, where the solution stands" for name in sorted(homes & set(student.imports) - ours)]
     return list(dict.fromkeys(notes))

@@ -75,7 +75,9 @@ def _brief(value: Any) -> str:
     if isinstance(value, (list, tuple)) and any(isinstance(item, (np.ndarray, list, tuple, dict)) for item in value):
         return "[" + ", ".join(_brief(item) for item in value[:4]) + (", .." if len(value) > 4 else "") + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(map(str, list(value)[:4])) + (", .." if len(value) > 4 else "") + "}"
+        if "architecture" in value:
+            return str(value["architecture"])
+        return f"of {len(value)} entries" if len(value) > 3 else "{" + ", ".join(map(str, value)) + "}"
     text = f"{value:g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -87,7 +87,12 @@ class Assignment:
 
     @cached_property
     def misconceptions(self) -> list[Any]:
-        return list(self._module("misconceptions").MISCONCEPTIONS)
+        """The wrong ideas it knows, those that are given as a change of the solution made ready."""
+        from minedge.course.mutation import changed_solution
+
+        found = list(self._module("misconceptions").MISCONCEPTIONS)
+        calls = self._module("calls") if any(m.change for m in found) else types.ModuleType("calls")
+        return [replace(m, changed=changed_solution(self, m.file, m.change, calls)) if m.change else m for m in found]
 
     def _module(self, stem: str) -> types.ModuleType:
         path = self.folder / f"{stem}.py"
@@ -104,7 +109,7 @@ def root() -> Path:
     import minedge
 
     package = Path(minedge.__file__).parent
-    for folder in (package.parent / "tutorials" / "assignments", package / "tutorials" / "assignments"):
+    for folder in (package / "tutorials" / "assignments", package.parent / "tutorials" / "assignments"):
         if any(folder.glob("a*/assignment.json")):
             return folder
     raise UsageError("course: this installation of minedge has no assignments; install it from a wheel or its sources")

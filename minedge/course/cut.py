@@ -20,7 +20,7 @@ from pathlib import Path
 from minedge.course.content import Assignment, File
 from minedge.errors import MinedgeFormatError
 
-__all__ = ["blocks", "handout", "leaks", "signatures", "solution", "source"]
+__all__ = ["blocks", "handout", "imports", "leaks", "signatures", "solution", "source"]
 
 _MARKER = re.compile(
     r"^(?P<indent>[ \t]*)(?:#|/\*) (?:BEGIN SOLUTION (?P<task>a\d+\.\d+)|END SOLUTION)(?: \*/)?[ \t]*$"
@@ -74,10 +74,23 @@ def blocks(assignment: Assignment, file: File) -> dict[str, list[str]]:
 
 
 def leaks(assignment: Assignment, texts: Iterable[str]) -> list[str]:
-    """Solution lines that stand, whole, in one of `texts`; comments, spaces and very short lines do not count."""
+    """Solution lines that stand, whole, in one of `texts`. Comments and spaces do not count, nor do very short lines
+    and heads of loops and branches.
+    """
     lines = {_bare(line) for file in assignment.files for part in blocks(assignment, file).values() for line in part}
-    lines = {line for line in lines if len(line) >= _SHORT}
+    lines = {line for line in lines if len(line) >= _SHORT and not line.endswith(":")}
     return sorted(lines & {_bare(line) for text in texts for line in text.splitlines()})
+
+
+def imports(text: str) -> list[str]:
+    """Names of the modules, and of what is taken out of them, that Python source imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+    return sorted(found)[:200]
 
 
 def signatures(text: str) -> dict[str, list[str]]:
@@ -90,7 +103,8 @@ def signatures(text: str) -> dict[str, list[str]]:
                 visit(node.body, f"{prefix}{node.name}.")
             elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 a = node.args
-                found[prefix + node.name] = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+                every = (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg)
+                found[prefix + node.name] = [arg.arg for arg in every if arg is not None]
 
     visit(ast.parse(text).body, "")
     return found

@@ -27,8 +27,8 @@ MAX_HINTS = 3
 
 @dataclass(frozen=True)
 class Misconception:
-    """A wrong idea. `wrong` takes the call's arguments and returns what code with this idea would return; or `raises`
-    names the exception that such code raises.
+    """A wrong idea. `wrong` takes the call's arguments and returns what code with this idea would return; or `change`
+    replaces texts in the solved `file`, which then computes it; or `raises` names the exception such code raises.
     """
 
     name: str
@@ -36,6 +36,15 @@ class Misconception:
     hint: str
     wrong: Callable[..., Values] | None = None
     raises: str = ""
+    file: str = ""
+    change: tuple[tuple[str, str], ...] = ()
+    changed: Callable[[str, Case], Values] | None = None  # made from `file` and `change` by the assignment
+
+    def answer(self, call: str, case: Case) -> Values:
+        """What code with this idea returns; may raise where it cannot."""
+        if self.changed is not None:
+            return self.changed(call, case)
+        return {} if self.wrong is None else self.wrong(**case)
 
     def belongs_to(self, call: str) -> bool:
         return call == self.call or call in self.call if isinstance(self.call, tuple) else call == self.call
@@ -198,23 +207,21 @@ def _compared(
             changed = ", ".join(student.changed)
             return Outcome(False, where, f"{call} changed its argument {changed} in place; leave arguments as they are")
         return Outcome(True)
-    return Outcome(False, where, "; ".join(finding.lines[:2]), explain(known, case, expected, got, tolerance))
+    return Outcome(False, where, "; ".join(finding.lines[:2]), explain(known, call, case, expected, got, tolerance))
 
 
 def explain(
-    misconceptions: Sequence[Misconception], case: Case, expected: Values, got: Values, tolerance: float
+    misconceptions: Sequence[Misconception], call: str, case: Case, expected: Values, got: Values, tolerance: float
 ) -> tuple[str, ...]:
     """Names of the misconceptions that give what was got, in every output where they differ from what is expected."""
     names: list[str] = []
     for m in misconceptions:
-        if m.wrong is None:
-            continue
         try:
             with np.errstate(all="ignore"):
-                wrong = m.wrong(**case)
+                wrong = m.answer(call, case)
             telling = [k for k in expected if k in wrong and difference(k, expected[k], wrong[k], tolerance)]
             if telling and all(k in got and not difference(k, wrong[k], got[k], tolerance) for k in telling):
-                names.append(m.name)
+                names += [] if m.name in names else [m.name]
         except Exception:
             continue  # it says nothing about this case
     return tuple(names[:MAX_HINTS])

@@ -8,7 +8,6 @@ substitute for a container where submissions may be hostile.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib.util
 import inspect
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from minedge.course.cut import imports
 from minedge.course.wire import MAX_MESSAGE, pack, unpack
 
 __all__ = ["main"]
@@ -97,7 +97,7 @@ def main(settings: str) -> None:
             setup(student, files)
         _raise_fence(folder)
         for name in (name for name in files if name.endswith(".py")):
-            first["imports"] += _imports(files[name].read_text(encoding="utf-8"))
+            first["imports"] += imports(files[name].read_text(encoding="utf-8"))
             module = _module(Path(name).stem, files[name], f"student_{Path(name).stem}")
             first["signatures"][name] = _signatures(module)
             setattr(student, Path(name).stem, _Named(module, name))
@@ -163,16 +163,6 @@ def _module(stem: str, path: Path, name: str | None = None) -> types.ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
-
-
-def _imports(text: str) -> list[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
-    return sorted(found)[:200]
 
 
 def _signatures(module: types.ModuleType) -> dict[str, list[str]]:

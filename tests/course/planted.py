@@ -11,10 +11,11 @@ from minedge.course import worker
 from minedge.course.check import CheckResult, check_files
 from minedge.course.content import Assignment
 from minedge.course.cut import solution
+from minedge.course.mutation import kinds_kept
 from minedge.course.sandbox import CallError, Student, _call_error
 from minedge.course.wire import pack, unpack
 
-__all__ = ["InProcess", "Planted", "planted_files", "solved", "verdict"]
+__all__ = ["InProcess", "Planted", "from_changes", "planted_files", "solved", "verdict"]
 
 
 APART = ("a7", "a8")  # C that crashes takes its process along; a recipe is run in several
@@ -29,6 +30,15 @@ class Planted(NamedTuple):
     file: str
     old: str | tuple[str, ...]
     new: str | tuple[str, ...]
+
+
+def from_changes(assignment: Assignment) -> list[Planted]:
+    """The misconceptions that are given as a change of the solution, planted as they stand."""
+    return [
+        Planted(m.name, m.file, tuple(old for old, _ in m.change), tuple(new for _, new in m.change))
+        for m in assignment.misconceptions
+        if m.change
+    ]
 
 
 def solved(assignment: Assignment) -> dict[str, bytes]:
@@ -72,7 +82,8 @@ class InProcess(Student):
                 module.setup(self.student, paths)
             for name in (name for name in paths if name.endswith(".py")):
                 stem = Path(name).stem
-                loaded = worker._module(stem, paths[name], f"student_{stem}")
+                with kinds_kept():
+                    loaded = worker._module(stem, paths[name], f"student_{stem}")
                 self.signatures[name] = worker._signatures(loaded)
                 setattr(self.student, stem, worker._Named(loaded, name))
         except BaseException as error:
