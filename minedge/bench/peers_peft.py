@@ -26,7 +26,7 @@ def lora(job: Mapping[str, Any]) -> Subject:
 
     base = peers_torch.load(job["files"]["dense"])
     model = peft.PeftModel.from_pretrained(base, job["files"]["lora"], is_trainable=True)
-    model.train()
+    model.eval()  # no dropout; GPT-2's configuration has some
     step = peers_torch.adamw_step(job, model, peers_torch.shifted_loss(model), tasks_train.ADAPTER)
     name = f"peft {peft.__version__}, torch {torch.__version__} eager, sdpa, fused AdamW, rank {RANK}, float32"
     return peers_torch.Step(job, step, name, 2)

@@ -115,8 +115,7 @@ def train(job: Mapping[str, Any]) -> Subject:
         name = "GPT-2 written out"
     else:
         model = load(job["files"]["dense"])
-        model.train()
-        model.requires_grad_(True)
+        model.requires_grad_(True)  # in eval mode: no dropout
         loss_of, name = shifted_loss(model), f"transformers {_version('transformers')}"
     step = adamw_step(job, model, loss_of, tasks_train.FULL)
     return Step(job, step, f"torch {torch.__version__} eager, {name}, sdpa, fused AdamW, float32", 3)

@@ -138,7 +138,7 @@ def _flat(config: Config, path: Path, files: Mapping[str, str]) -> None:
     model = minedge.load(files["int4"])
     params, linears = dict(model.params), dict(model.linears)
     for name, kind in model.linears.items():
-        weight = kind.dense(params, name, model.ops).astype(np.float16)
+        weight = kind.dense(params, name, model.ops)
         for key in kind.shapes(name, *weight.shape):
             del params[key]
         params[f"{name}.weight"], linears[name] = weight, Dense()

@@ -21,9 +21,8 @@ compared with the NumPy specification in the same run, and a figure whose output
 the process's peak less what its imports took."""
 EXAMPLES = (
     "minedge bench --quick",
-    "minedge bench --shape smollm2-135m --only machine,decode,prefill --vs llama.cpp --threads 1,2",
+    "minedge bench --shape smollm2-135m --only machine,decode,prefill --vs llama.cpp --threads 1,2 --json",
     "minedge bench --shape nanogpt-char --only train --vs torch --peer-python other-venv/bin/python",
-    "minedge bench --shape my-model/config.json --backend c,numba,numpy --only decode --json",
     "minedge bench --vs all --svg roofline.svg --weights ~/bench-weights",
 )
 OWN_THREADS = True  # --threads is a list here, for the measured processes, not for this one

@@ -72,6 +72,8 @@ def write_model(
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, "tokenizer")
         metadata.update(tokenizer_metadata(tokenizer, config.vocab_size))
+    else:
+        metadata["tokenizer.ggml.model"] = ("string", "no_vocab")  # or llama.cpp would not open the file
     for key, token_id in (("bos", config.bos_token_id), *zip(("eos", "eot"), config.eos_ids, strict=False)):
         if token_id is not None:
             metadata[f"tokenizer.ggml.{key}_token_id"] = ("uint32", token_id)
