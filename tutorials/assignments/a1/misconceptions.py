@@ -236,7 +236,7 @@ MISCONCEPTIONS = [
     ),
     Misconception(
         "rstd_constant", "rms_norm_backward",
-        "rstd was treated as a constant. It depends on every entry of x, which adds a second term to dx.", rms_constant,
+        "rstd was treated as a constant. It depends on every entry of x, which adds a term to dx.", rms_constant,
     ),
     Misconception(
         "dweight_of_raw_x", "rms_norm_backward",

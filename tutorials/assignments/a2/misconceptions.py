@@ -123,9 +123,12 @@ MISCONCEPTIONS = [
         "the gradient came back through the block only; x also went past it, so dout itself is part of dx.",
         ("    dx += dout  # inverts x + block(norm(x)); dx is fresh, owned here\n", ""),
     ),
-    idea(
-        "norm_backward_forgotten", "residual_backward", "the norm's backward was left out between block and stream.",
-        (DX_NORM, "    dx = dn + 0\n"),
+    *(
+        idea(
+            "norm_backward_forgotten", "residual_backward",
+            "the norm's backward was left out between block and stream.", (DX_NORM, change),
+        )
+        for change in ("    dx = dn + 0\n", "    _norm_backward(dn, norm_cache, run, name)\n    dx = dn + 0\n")
     ),
     idea(
         "block_gradient_lost", "residual_backward",
