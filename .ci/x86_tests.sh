@@ -13,9 +13,12 @@ if ! command -v qemu-x86_64 >/dev/null; then
 fi
 export PYTHONDONTWRITEBYTECODE=1 OPENBLAS_NUM_THREADS=1 MINEDGE_THREADS=2 MINEDGE_EXPECT_BACKENDS=numpy,c
 for cpu in "$@"; do
+  left_out=()
   case $cpu in
     Nehalem | Westmere | SandyBridge) isas=scalar ;;
-    *) isas=scalar,avx2 ;;
+    # qemu-user 7.2 reads more than the instruction asks for in some AVX and F16C loads (vcvtph2ps), so guard pages are left to the hardware
+    # and the sanitizers there.
+    *) isas=scalar,avx2; left_out=(--ignore tests/kernels/test_memory.py) ;;
   esac
   echo "== emulated $cpu, expecting $isas"
   emulator="qemu-x86_64 -cpu $cpu"
@@ -28,5 +31,6 @@ for cpu in "$@"; do
   fi
   # One test stays out: qemu-user 7.2 itself fails an assertion when a process with threads forks (accel/tcg/cpu-exec.c).
   MINEDGE_EXPECT_ISAS=$isas MINEDGE_EMULATOR="$emulator" $emulator "$python" -m pytest -p no:cacheprovider tests/kernels tests/noise \
-    --deselect tests/kernels/test_threads.py::test_a_forked_child_can_use_the_pool
+    --deselect tests/kernels/test_threads.py::test_a_forked_child_can_use_the_pool \
+    ${left_out[@]+"${left_out[@]}"}
 done
