@@ -11,13 +11,13 @@ static int64_t noise_blocks(int64_t start, int64_t n) { return n > 0 ? (start + 
 
 void me_normal(int isa, float *z, uint32_t key0, uint32_t key1, uint32_t step, uint32_t sample, uint32_t tensor, int64_t start,
                int64_t n) {
-    struct me_noise a = {z, NULL, 0, 0, key0, key1, step, sample, tensor, start, n};
+    struct me_noise a = {z, NULL, NULL, 0, 0, key0, key1, step, sample, tensor, start, n};
     RUN(normal, noise_blocks(start, n), 1, 400);
 }
 
-void me_perturb(int isa, float *out, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1, uint32_t step,
-                uint32_t sample, uint32_t tensor, int64_t start, int64_t n) {
-    struct me_noise a = {out, weight, decay, scale, key0, key1, step, sample, tensor, start, n};
+void me_perturb(int isa, float *out, float *other, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1,
+                uint32_t step, uint32_t sample, uint32_t tensor, int64_t start, int64_t n) {
+    struct me_noise a = {out, other, weight, decay, scale, key0, key1, step, sample, tensor, start, n};
     RUN(perturb, noise_blocks(start, n), 1, 500);
 }
 

@@ -47,7 +47,7 @@ struct me_adamw {
     float decay, step_size, beta1, beta2, gain1, gain2, v_scale, eps, grad_scale;
 };
 struct me_sum_squares { double *terms; const float *x; int64_t n; };
-struct me_noise { float *out; const float *weight; float decay, scale; uint32_t key0, key1, step, sample, tensor; int64_t start, n; };
+struct me_noise { float *out, *other; const float *weight; float decay, scale; uint32_t key0, key1, step, sample, tensor; int64_t start, n; };
 struct me_int4 { uint8_t *q_out; uint16_t *s_out; float *w_out; const uint8_t *q; const uint16_t *s; const float *w; int64_t group, in; };
 struct me_nf4 { uint8_t *q_out; float *s_out, *w_out; const uint8_t *q; const float *s, *w, *table; int64_t block, in; };
 struct me_int8 { int8_t *xq; float *xscales; const float *x; int64_t in; };

@@ -68,9 +68,10 @@ double me_sum_squares(int isa, double *terms, const float *x, int64_t n);
 /* Noise, specification version 1: bits are part of the interface. key: the two words of the seed. */
 void me_normal(int isa, float *z, uint32_t key0, uint32_t key1, uint32_t step, uint32_t sample, uint32_t tensor, int64_t start,
                int64_t n);
-/* out = decay * weight + scale * z, each operation rounded; out may be weight */
-void me_perturb(int isa, float *out, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1, uint32_t step,
-                uint32_t sample, uint32_t tensor, int64_t start, int64_t n);
+/* out = decay * weight + scale * z, each operation rounded, and other, where it is not NULL, with - in the place of +; out may be
+ * weight */
+void me_perturb(int isa, float *out, float *other, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1,
+                uint32_t step, uint32_t sample, uint32_t tensor, int64_t start, int64_t n);
 
 /* Int4 */
 void me_int4_quantize(int isa, uint8_t *qweight, uint16_t *scales, const float *weight, int64_t group, int64_t out, int64_t in);

@@ -47,8 +47,8 @@ class Plan:
     """Predicted bytes at the moment when most are in use.
 
     parts    "weights" (the model as given), "trained copies", "optimizer", "gradients", "activations" (kept for
-             backward, or live in forward), "logits", "kv cache", "transient" (arrays that live for one call); they add
-             up to `peak`
+             backward, or live in forward), "logits", "kv cache", "perturbed" (MeZO's copies), "transient" (arrays that
+             live for one call); they add up to `peak`
     moment   where in a step the peak is
     """
 

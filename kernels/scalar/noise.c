@@ -160,7 +160,8 @@ ME_KERNEL(normal) {
     }
 }
 
-/* out = fl(fl(decay * weight) + fl(scale * z)) */
+/* out = fl(fl(decay * weight) + fl(scale * z)); with other: other = fl(fl(decay * weight) - fl(scale * z)), the same as with
+ * -scale, as rounding does not look at signs */
 ME_KERNEL(perturb) {
     const struct me_noise *a = args;
     vf decay = v_set(a->decay), scale = v_set(a->scale);
@@ -173,10 +174,17 @@ ME_KERNEL(perturb) {
         int64_t shift = number * ME_NOISE_BLOCK - a->start;
         normal64(z, a, key, (uint32_t)(number * (ME_NOISE_BLOCK / 4)));
         if (from == 0 && to == ME_NOISE_BLOCK) {
-            for (int i = 0; i < ME_NOISE_BLOCK; i += LANES)
-                v_store(a->out + shift + i, decay * v_load(a->weight + shift + i) + scale * v_load(z + i));
+            for (int i = 0; i < ME_NOISE_BLOCK; i += LANES) {
+                vf kept = decay * v_load(a->weight + shift + i), move = scale * v_load(z + i);
+                v_store(a->out + shift + i, kept + move);
+                if (a->other) v_store(a->other + shift + i, kept - move);
+            }
         } else {
-            for (int64_t i = from; i < to; i++) a->out[shift + i] = a->decay * a->weight[shift + i] + a->scale * z[i];
+            for (int64_t i = from; i < to; i++) {
+                float kept = a->decay * a->weight[shift + i], move = a->scale * z[i];
+                a->out[shift + i] = kept + move;
+                if (a->other) a->other[shift + i] = kept - move;
+            }
         }
     }
 }

@@ -98,6 +98,11 @@ class _Walk:
         self.t.spike(F * self.N * width + need_of(self.linears[name], self.N, out, width).backward)
         self.t.hold("gradients", sum(size for key, size in self.own(name).items() if key in self.wanted))
 
+    def made(self, i: int, roles: tuple[str, ...]) -> int:
+        """Perturbed copies that wait for the other of MeZO's two sides by the end of half a layer."""
+        names = [self.config.layer_name(i, role) for role in roles]
+        return sum(size for name in names for key, size in self.own(name).items() if key in self.noisy)
+
     def norm_gradients(self, i: int, *roles: str | None) -> None:
         names = [f"{self.config.layer_name(i, role)}{s}" for role in roles if role for s in (".weight", ".bias")]
         self.t.hold("gradients", sum(self.bytes[name] for name in names if name in self.wanted))
@@ -107,6 +112,7 @@ class _Walk:
     def attention(self, i: int, keep: bool) -> int:
         t, c, a = self.t, self.config, self.config.arch
         t.where = f"forward, attention of layer {i}"
+        waiting = t.hold("perturbed", self.made(i, (*a.attn_in, a.attn_out)))
         held = t.hold("activations", self.X + self.R)  # the norm's output
         t.spike(self.elementwise(self.X, 2))
         for role in a.attn_in:
@@ -123,11 +129,13 @@ class _Walk:
         t.spike(self.scores(3))
         held += t.hold("activations", self.Q + F * self.N * c.n_head)  # output and log-sum-exp
         held += t.hold("activations", self.linear(c.layer_name(i, a.attn_out), keep))
+        t.free("perturbed", waiting)
         return self.close(held, keep)
 
     def mlp(self, i: int, keep: bool) -> int:
         t, c, a = self.t, self.config, self.config.arch
         t.where = f"forward, MLP of layer {i}"
+        waiting = t.hold("perturbed", self.made(i, (*a.mlp_in, a.mlp_out)))
         held = t.hold("activations", self.X + self.R)
         t.spike(self.elementwise(self.X, 2))
         for role in a.mlp_in:
@@ -136,6 +144,7 @@ class _Walk:
         t.hold("activations", self.I)  # the activation's output, made again in backward
         held += t.hold("activations", self.linear(c.layer_name(i, a.mlp_out), keep))
         t.free("activations", self.I)
+        t.free("perturbed", waiting)
         return self.close(held, keep)
 
     def trains(self, i: int, roles: tuple[str, ...]) -> bool:
@@ -161,7 +170,7 @@ class _Walk:
     def hidden(self, keep: bool) -> list[int]:
         """forward_hidden; returns what every half keeps. One X, the final norm's output, stays live."""
         self.t.where = "forward, embedding"
-        self.t.hold("activations", self.X)
+        self.t.hold("activations", 2 * self.X if self.noisy else self.X)  # MeZO's two sides, side by side
         if self.config.arch.positions:
             self.t.spike(self.X)
         halves = []
@@ -226,7 +235,9 @@ class _Walk:
 def inference(
     trace: Trace, config: Config, linears: Mapping[str, LinearKind], B: int, T: int, tier: str, noisy: frozenset[str]
 ) -> None:
-    """`Model.loss_sum` of tokens with T predicted positions a row: forward, then logits tile by tile."""
+    """`Model.loss_sum` of tokens with T predicted positions a row, or `loss_sums` where arrays are `noisy`: forward,
+    then logits tile by tile.
+    """
     walk = _Walk(trace, config, linears, B, T, tier)
     walk.noisy = noisy
     walk.hidden(keep=False)
@@ -237,7 +248,7 @@ def inference(
     tile = F * rows * V + (F * rows * config.n_embd if rows < walk.N else 0)
     unpacked = need_of(linears[head], rows, *walk.shapes[head]).forward
     trace.spike(perturbed + tile + max(unpacked, walk.elementwise(F * rows * V, 2)))
-    trace.free("activations", walk.X)
+    trace.free("activations", 2 * walk.X if noisy else walk.X)
 
 
 def training_step(

@@ -15,6 +15,7 @@ Where this differs from the authors' code:
   restored and nothing drifts (there, +eps, -2 eps, +eps leaves 45% of the float32 weights changed).
 - z comes from a counter-based generator specified to the bit (minedge/ops/numpy_ops/noise.py). So seed and one float32
   per draw are the whole run: `save_log`, `load_log` and `replay` give bit-identical weights on any tier and any CPU.
+- Both looks go through the model side by side, so each z is made twice a step, for the looks and for the update.
 - Losses of micro-batches combine as sum / sum of mask, so accumulation gives the loss of the whole batch.
 - Weight decay touches matrices only (ndim >= 2): no bias and no norm weight, whatever its name.
 
@@ -30,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -82,10 +83,11 @@ class MeZO:
         s, t = self.settings, self.log.steps
         losses: list[float] = []
         projected_grads: list[float] = []
+        looks = _Looks(model)
         for sample in range(s.n_samples):
             # BEGIN SOLUTION a4.3
-            plus = _loss(model, batches, Noise(s.seed, t, s.eps, model.trainable_names, sample))
-            minus = _loss(model, batches, Noise(s.seed, t, -s.eps, model.trainable_names, sample))
+            plus = _loss(looks, batches, Noise(s.seed, t, s.eps, model.trainable_names, sample))
+            minus = _loss(looks, batches, Noise(s.seed, t, -s.eps, model.trainable_names, sample))
             with np.errstate(over="ignore", invalid="ignore"):  # reported below, as an error
                 projected_grad = float(np.float32((plus - minus) / (2 * s.eps)))
                 scale = np.float32(s.learning_rate(t) * projected_grad)
@@ -137,7 +139,25 @@ def _micro_batches(tokens: Any, loss_mask: Any) -> Batches:
     return counted or tokens  # one that predicts nothing adds nothing; if none does, the model says so
 
 
-def _loss(model: Model, batches: Batches, noise: Noise) -> float:
+class _Looks:
+    """`model.loss_sum`, where a look at w + eps z takes the one at w - eps z with it and remembers it until it is asked
+    for: side by side the two passes make each z once (minedge/model/both_sides.py).
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.seen: dict[Any, tuple[float, float]] = {}
+
+    def loss_sum(self, tokens: Any, loss_mask: Any, noise: Noise) -> tuple[float, float]:
+        found = self.seen.pop((id(tokens), id(loss_mask), noise), None)
+        if found is None:
+            plus, minus, weight = self.model.loss_sums(tokens, loss_mask, noise)
+            self.seen[id(tokens), id(loss_mask), replace(noise, eps=-noise.eps)] = minus, weight
+            found = plus, weight
+        return found
+
+
+def _loss(model: Model | _Looks, batches: Batches, noise: Noise) -> float:
     """Sum of weighted losses / sum of weights over all micro-batches: the loss of the batch they were cut from."""
     pairs = [model.loss_sum(tokens, loss_mask, noise=noise) for tokens, loss_mask in batches]
     # BEGIN SOLUTION a4.4

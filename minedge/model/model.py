@@ -20,6 +20,7 @@ from minedge.config import Config
 from minedge.errors import UsageError
 from minedge.model import generate as _generate
 from minedge.model import speculative, transformer
+from minedge.model.both_sides import both_hidden
 from minedge.model.linears import Dense, LinearKind
 from minedge.model.noise import Noise
 from minedge.ops import Ops
@@ -88,8 +89,21 @@ class Model:
         all zero.
         """
         inputs, targets, weights = self._shifted(tokens, loss_mask)
+        model = (self.config, self.params, self.linears)
+        x, _ = transformer.forward_hidden(*model, inputs, self.ops, noise, keep_cache=False)
+        return self._head_loss(x, targets, weights, noise), float(weights.sum(dtype=np.float64))
+
+    def loss_sums(self, tokens: Array, loss_mask: Array | None, noise: Noise) -> tuple[float, float, float]:
+        """`loss_sum` at w + eps z and at w - eps z, bit for bit, and the sum of mask; z of each tensor is made once."""
+        inputs, targets, weights = self._shifted(tokens, loss_mask)
+        plus, minus = both_hidden(self.config, self.params, self.linears, inputs, self.ops, noise)
+        above = self._head_loss(plus, targets, weights, noise)
+        below = self._head_loss(minus, targets, weights, replace(noise, eps=-noise.eps))
+        return above, below, float(weights.sum(dtype=np.float64))
+
+    def _head_loss(self, x: Array, targets: Array, weights: Array, noise: Noise | None) -> float:
+        """Sum of weight * cross-entropy over the final norm's output x (B, T, C), logits made tile by tile."""
         ops, total = self.ops, 0.0
-        x, _ = transformer.forward_hidden(self.config, self.params, self.linears, inputs, ops, noise, keep_cache=False)
         x = x.reshape(-1, x.shape[-1])
         rows = np.flatnonzero(weights)  # positions that do not count need no logits
         head = transformer.head_params(self.config, self.params, self.linears, ops, noise)
@@ -99,7 +113,7 @@ class Model:
             tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
             logits, _ = transformer.head_forward(self.config, head, self.linears, tile, ops)
             total += ops.cross_entropy_forward(logits, targets[part], weights[part])[0]
-        return total, float(weights.sum(dtype=np.float64))
+        return total
 
     def token_losses(self, tokens: Array) -> Array:
         """Cross-entropy in nats of each predicted token, float64 (B, T-1): entry [b, t] is that of tokens[b, t + 1]."""

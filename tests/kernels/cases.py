@@ -97,6 +97,7 @@ CASES: dict[str, Case] = {
     "sum_squares": lambda r, n: (_f(r, n),),
     "normal": lambda r, n: (2**40 + 5, 1, 2, 3, n % 131, n),
     "perturb": lambda r, n: (_f(r, n), 1e-3, 5, 1, 2, 3, n % 131),
+    "perturb_both": lambda r, n: (_f(r, n), 1e-3, 5, 1, 2, 3, n % 131),
     "perturb_": lambda r, n: (_f(r, n), 0.99, 1e-3, 5, 1, 2, 3, n % 131),
     "int4_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)), 32),
     "int4_dequantize": lambda r, n: (*_packed(r, n), 32),

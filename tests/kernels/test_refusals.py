@@ -10,7 +10,9 @@ from tests.kernels.cases import CASES, arrays, bits_of, outputs
 
 IN_PLACE = {"adamw_": (0, 2, 3), "perturb_": (0,), "mask_apply_": (0,)}  # positions of the arrays that change
 FREE_WIDTH = {  # positions of the arrays whose last axis may have any length
-    **dict.fromkeys(("gelu_forward", "sum_squares", "perturb", "perturb_", "bias_backward", "half_widen"), (0,)),
+    **dict.fromkeys(
+        ("gelu_forward", "sum_squares", "perturb", "perturb_", "perturb_both", "bias_backward", "half_widen"), (0,)
+    ),
     **dict.fromkeys(("cross_entropy_forward", "cross_entropy_backward"), (0,)),
     "embedding_forward": (0, 1),
     "half_linear_backward": (1,),

@@ -14,11 +14,11 @@ import pytest
 import minedge.ops
 from minedge.finetune import mezo
 from minedge.finetune.mezo import MeZO
-from minedge.model.noise import Perturbed
+from minedge.model.both_sides import both_sides
 
 
 class Function(SimpleNamespace):
-    """params {"w": float64 vector}; loss_sum is `formula` of the w that the noise shows."""
+    """params {"w": float64 vector}; loss_sums is `formula` of the w that the two sides of the noise show."""
 
     def __init__(self, w: np.ndarray, formula: Callable[[np.ndarray], float]):
         super().__init__(params={"w": w.astype(np.float64)}, formula=formula, linears={})
@@ -28,8 +28,9 @@ class Function(SimpleNamespace):
     def require_trainable(self) -> None:
         pass
 
-    def loss_sum(self, tokens, loss_mask, noise):
-        return self.formula(Perturbed(self.params, noise, self.ops)["w"]), 1.0
+    def loss_sums(self, tokens, loss_mask, noise):
+        plus, minus = both_sides(self.params, noise, self.ops)
+        return self.formula(plus["w"]), self.formula(minus["w"]), 1.0
 
 
 def estimates(n_samples: int, steps: int, grad: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from minedge.config import Config
 from minedge.errors import DivergedError, UsageError
 from minedge.finetune.mezo import MeZO, replay
 from minedge.model import transformer
+from minedge.model.both_sides import both_hidden, both_sides
 from minedge.model.linears import Dense
 from minedge.model.model import Model
-from minedge.model.noise import tensor_id
+from minedge.model.noise import Noise, tensor_id
+from minedge.ops import OPS
 from minedge.ops.numpy_ops import noise as numpy_noise
 
 
@@ -43,18 +47,47 @@ def weight_bytes(model: Model) -> dict[str, bytes]:
 def test_forward_passes_leave_every_byte_of_the_weights(architecture, tier_ops, monkeypatch):
     model = tiny(architecture, tier_ops.spec).trainable()
     before, seen = weight_bytes(model), []
-    original = Model.loss_sum
+    original = Model.loss_sums
 
     def spy(self, *args, **kwargs):
         out = original(self, *args, **kwargs)
         seen.append(weight_bytes(self) == before)
         return out
 
-    monkeypatch.setattr(Model, "loss_sum", spy)
+    monkeypatch.setattr(Model, "loss_sums", spy)
     opt = MeZO(lr=1e-3, n_samples=3)
     opt.step(model, batch())
-    assert seen == [True] * 6
+    assert seen == [True] * 3
     assert weight_bytes(model) != before  # the update itself does write
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2"])
+def test_both_sides_at_once_are_two_passes_bit_for_bit(architecture, tier_ops):
+    model = tiny(architecture, tier_ops.spec)
+    mask = np.random.default_rng(3).random((4, 9))
+    noise = Noise(3, 5, 1e-3, model.trainable_names, 1)
+    plus, minus, weight = model.loss_sums(batch(), mask, noise)
+    assert (plus, weight) == model.loss_sum(batch(), mask, noise)
+    assert (minus, weight) == model.loss_sum(batch(), mask, replace(noise, eps=-1e-3))
+
+
+def test_both_looks_make_every_number_once(monkeypatch):
+    """Beside the rows of the embedding and the head, which are made where they are read."""
+    model, made = tiny("llama"), []
+    ops = SimpleNamespace(**{name: getattr(model.ops, name) for name in OPS})
+    noise = Noise(3, 5, 1e-3, model.trainable_names)
+    sides = both_sides(model.params, noise, ops)
+
+    def spy(weight, *args, **kwargs):
+        made.append(weight.size)
+        return numpy_noise.perturb_both(weight, *args, **kwargs)
+
+    ops.perturb_both = spy
+    monkeypatch.setattr("minedge.model.both_sides.both_sides", lambda *args: sides)
+    both_hidden(model.config, model.params, model.linears, batch(), ops, noise)
+    apart = sum(a.size for name, a in model.params.items() if "embed" in name or "lm_head" in name)
+    assert sum(made) == sum(array.size for array in model.params.values()) - apart
+    assert not sides[0].made and not sides[1].made  # nothing that was made is left unread
 
 
 def test_projected_grad_is_the_slope_along_z():
@@ -93,7 +126,7 @@ def test_update_is_the_stated_float32_arithmetic(tier_ops):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_weight_decay_touches_matrices_only(architecture, monkeypatch):
-    monkeypatch.setattr(Model, "loss_sum", lambda self, *args, **kwargs: (1.0, 1.0))  # flat: no gradient, only decay
+    monkeypatch.setattr(Model, "loss_sums", lambda self, *args: (1.0, 1.0, 1.0))  # flat: no gradient, only decay
     model = tiny(architecture).trainable()
     before = {name: array.copy() for name, array in model.params.items()}
     MeZO(lr=0.5, weight_decay=0.5).step(model, batch())
@@ -140,7 +173,7 @@ def test_accumulation_over_micro_batches_is_the_whole_batch(tier_ops):
 
 def test_accumulation_weighs_by_the_mask(monkeypatch):
     """Exact in numbers that float64 holds: 3 of weight 1 and 10 of weight 4 make 13 / 5, not the mean of the ratios."""
-    monkeypatch.setattr(Model, "loss_sum", lambda self, tokens, mask, noise: tokens)
+    monkeypatch.setattr(Model, "loss_sums", lambda self, tokens, mask, noise: (tokens[0], *tokens))
     assert MeZO(lr=0.0).step(tiny().trainable(), [((3.0, 1.0), None), ((10.0, 4.0), None)]) == 13 / 5
 
 
@@ -156,13 +189,14 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(bad, monkeypa
     opt = MeZO(lr=1e-3, n_samples=2)
     opt.step(model, batch())
     before, record = weight_bytes(model), list(opt.log.projected_grads)
-    original, calls = Model.loss_sum, []
+    original, calls = Model.loss_sums, []
 
-    def breaks_late(self, *args, **kwargs):
+    def breaks_late(self, *args):
         calls.append(1)
-        return (bad, 1.0) if len(calls) == 4 else original(self, *args, **kwargs)
+        plus, minus, weight = original(self, *args)
+        return plus, bad if len(calls) == 2 else minus, weight
 
-    monkeypatch.setattr(Model, "loss_sum", breaks_late)
+    monkeypatch.setattr(Model, "loss_sums", breaks_late)
     with pytest.raises(DivergedError, match="step 1"):
         opt.step(model, batch())
     assert weight_bytes(model) == before

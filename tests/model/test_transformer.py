@@ -14,6 +14,7 @@ from minedge.config import ARCHITECTURES, Config
 from minedge.errors import UsageError
 from minedge.model import transformer
 from minedge.model.kvcache import KVCache
+from minedge.model.rotary import rotary_tables
 
 SIZES = dict(vocab_size=37, n_layer=2, n_embd=16, n_head=4, n_inner=24, context_length=12)
 
@@ -122,7 +123,7 @@ def test_rotary_scores_depend_on_distance_only():
     """
     ops = minedge.ops.get("numpy")
     rng = np.random.default_rng(8)
-    cos, sin = transformer._rotary_tables(tiny("llama", context_length=64))
+    cos, sin = rotary_tables(tiny("llama", context_length=64))
     q, k = rng.normal(size=(1, 1, 1, 4)), rng.normal(size=(1, 1, 1, 4))
 
     def score(i: int, j: int) -> float:

@@ -39,6 +39,7 @@ def _calls(ops, dtype=np.float32):
         "mask_apply": (f(3, 5), bits),
         "sum_squares": (f(7),),
         "perturb": (f(3, 5), 0.1, 1, 2, 3, 4),
+        "perturb_both": (f(3, 5), 0.1, 1, 2, 3, 4),
     }
     return calls, plain
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from minedge.errors import UsageError
 from minedge.ops.c_ops.checks import f32, f32_inplace
-from minedge.ops.c_ops.native import floats, lib
+from minedge.ops.c_ops.native import ffi, floats, lib
 
 __all__ = ["OPS"]
 
@@ -38,8 +38,18 @@ def perturb(
     weight = f32(weight, "weight")
     key = _key(seed, step, sample, tensor, start, weight.size)
     out = np.empty(weight.shape, F32)
-    lib.me_perturb(isa, floats(out), floats(weight), 1.0, float(scale), *key, int(start), out.size)
+    lib.me_perturb(isa, floats(out), ffi.NULL, floats(weight), 1.0, float(scale), *key, int(start), out.size)
     return out
+
+
+def perturb_both(
+    isa: int, weight: Array, scale: float, seed: int, step: int, sample: int, tensor: int, start: int = 0
+) -> tuple[Array, Array]:
+    weight = f32(weight, "weight")
+    key = _key(seed, step, sample, tensor, start, weight.size)
+    plus, minus = np.empty(weight.shape, F32), np.empty(weight.shape, F32)
+    lib.me_perturb(isa, floats(plus), floats(minus), floats(weight), 1.0, float(scale), *key, int(start), weight.size)
+    return plus, minus
 
 
 def perturb_(
@@ -56,7 +66,7 @@ def perturb_(
     weight = f32_inplace(weight, "weight")
     key = _key(seed, step, sample, tensor, start, weight.size)
     pointer = floats(weight)
-    lib.me_perturb(isa, pointer, pointer, float(decay), float(scale), *key, int(start), weight.size)
+    lib.me_perturb(isa, pointer, ffi.NULL, pointer, float(decay), float(scale), *key, int(start), weight.size)
 
 
-OPS = {f.__name__: f for f in (normal, perturb, perturb_)}
+OPS = {f.__name__: f for f in (normal, perturb, perturb_, perturb_both)}

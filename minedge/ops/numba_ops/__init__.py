@@ -37,7 +37,7 @@ from minedge.ops.numba_ops.nf4 import (
     nf4_linear_forward,
     nf4_quantize,
 )
-from minedge.ops.numba_ops.noise import normal, perturb, perturb_
+from minedge.ops.numba_ops.noise import normal, perturb, perturb_, perturb_both
 from minedge.ops.numba_ops.optim import adamw_, sum_squares
 from minedge.ops.numba_ops.q8 import q8_int8_linear
 
@@ -74,6 +74,7 @@ __all__ = [
     "normal",
     "perturb",
     "perturb_",
+    "perturb_both",
     "q8_int8_linear",
     "rms_norm_backward",
     "rms_norm_forward",

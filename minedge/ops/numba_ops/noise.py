@@ -26,7 +26,7 @@ from minedge.ops.numpy_ops.noise import (
     _check,
 )
 
-__all__ = ["normal", "perturb", "perturb_"]
+__all__ = ["normal", "perturb", "perturb_", "perturb_both"]
 
 Array = np.ndarray
 BLOCK = 1024
@@ -109,6 +109,13 @@ def perturb(weight: Array, scale: float, seed: int, step: int, sample: int, tens
     out = np.array(as_float32("weight", weight), order="C", copy=True)
     perturb_(out, 1.0, scale, seed, step, sample, tensor, start)
     return out
+
+
+def perturb_both(
+    weight: Array, scale: float, seed: int, step: int, sample: int, tensor: int, start: int = 0
+) -> tuple[Array, Array]:
+    at = (seed, step, sample, tensor, start)
+    return perturb(weight, scale, *at), perturb(weight, -scale, *at)
 
 
 def perturb_(

@@ -40,7 +40,7 @@ from minedge.ops.numpy_ops.nf4 import (
     nf4_linear_forward,
     nf4_quantize,
 )
-from minedge.ops.numpy_ops.noise import normal, perturb, perturb_
+from minedge.ops.numpy_ops.noise import normal, perturb, perturb_, perturb_both
 from minedge.ops.numpy_ops.optim import adamw_, sum_squares
 from minedge.ops.numpy_ops.q8 import q8_dequantize, q8_int8_linear, q8_quantize
 
@@ -83,6 +83,7 @@ __all__ = [
     "normal",
     "perturb",
     "perturb_",
+    "perturb_both",
     "q8_dequantize",
     "q8_int8_linear",
     "q8_quantize",

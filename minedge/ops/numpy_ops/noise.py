@@ -41,7 +41,16 @@ import numpy as np
 
 from minedge.errors import UsageError
 
-__all__ = ["GENERATOR_VERSION", "inverse_normal", "normal", "perturb", "perturb_", "philox4x32_10", "uniform"]
+__all__ = [
+    "GENERATOR_VERSION",
+    "inverse_normal",
+    "normal",
+    "perturb",
+    "perturb_",
+    "perturb_both",
+    "philox4x32_10",
+    "uniform",
+]
 
 GENERATOR_VERSION = 1
 ROUNDS = 10
@@ -184,6 +193,14 @@ def perturb(
     out = np.array(weight, order="C", copy=True)
     perturb_(out, 1.0, scale, seed, step, sample, tensor, start)
     return out
+
+
+def perturb_both(
+    weight: np.ndarray, scale: float, seed: int, step: int, sample: int, tensor: int, start: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(w + scale * z, w - scale * z): bit for bit `perturb` for scale and -scale. Faster tiers make z once."""
+    at = (seed, step, sample, tensor, start)
+    return perturb(weight, scale, *at), perturb(weight, -scale, *at)
 
 
 def perturb_(

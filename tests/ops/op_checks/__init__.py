@@ -171,7 +171,7 @@ CHECKS: dict[str, Check] = {
     "noise": Check(
         check_noise,
         dict(count=st.sampled_from([1, 3, 4, 5, 33]), start=st.sampled_from([0, 1, 2, 3, 4, 1021, 2**34 - 200])),
-        ("normal", "perturb", "perturb_"),
+        ("normal", "perturb", "perturb_", "perturb_both"),
         dict(count=33, start=3),
     ),
     "int4_quantize": Check(
