@@ -14,6 +14,7 @@ from minedge.bench.stats import Spread, ratios, spread
 
 __all__ = [
     "HEADERS",
+    "cpu_ratio_of",
     "derived",
     "disturbed",
     "headline",
@@ -46,6 +47,18 @@ def ratio_of(run: Run, result: PartResult) -> Spread | None:
     if ours is None or run.job.who == "minedge" or not run.counts:
         return None
     return ratios(run.seconds, ours.seconds)  # a unit is the same work for all
+
+
+def cpu_ratio_of(run: Run, result: PartResult) -> Spread | None:
+    """`ratio_of` in processor time. With one thread it says the same and does not mind what else the machine does,
+    short of caches and memory shared with it; with more it mixes speed with how many threads were kept waiting.
+    """
+    ours = result.ours
+    if ours is None or run.job.who == "minedge" or not run.counts or result.threads != 1:
+        return None
+    if not all([*run.cpu_seconds, *ours.cpu_seconds, run.cpu_seconds and ours.cpu_seconds]):
+        return None
+    return ratios(run.cpu_seconds, ours.cpu_seconds)
 
 
 def rows_of(result: PartResult, limits: Mapping[int, Limit]) -> list[list[str]]:
@@ -83,7 +96,10 @@ def lines_of(result: PartResult) -> list[str]:
             lines.append(f"{run.job.label}: {run.settings}; {verdict}{run.check}")
     worst = disturbed(result.runs)
     if worst > BUSY:
-        lines.append(f"others used {worst:.0%} of the processors meanwhile; take the figures with care")
+        found = [(run.job.label, cpu_ratio_of(run, result)) for run in result.runs]
+        by_cpu = "; ".join(f"{ratio.median:.2f} x {label}" for label, ratio in found if ratio is not None)
+        by_cpu = f" (in processor time minedge is {by_cpu})" if by_cpu else ""
+        lines.append(f"others used {worst:.0%} of the processors meanwhile: take the figures with care{by_cpu}")
     return lines
 
 
@@ -162,13 +178,14 @@ def _part_json(result: PartResult, limits: Mapping[int, Limit]) -> dict[str, Any
         "note": result.note, "runs": [],
     }  # fmt: skip
     for run in result.runs:
-        ratio = ratio_of(run, result)
+        ratio, by_cpu = ratio_of(run, result), cpu_ratio_of(run, result)
         out["runs"].append({
             "who": run.job.who, "label": run.job.label, "backend": run.job.backend, "settings": run.settings,
             "counts": run.counts, "error": run.error, "check": run.check, "right": not run.wrong,
             "unit": run.facts.get("unit"), "rate": asdict(rate_of(run)) if run.counts else None,
             "share_of_limit": share_of(run, limits) if run.counts else None,
             "ratio": asdict(ratio) if ratio is not None else None,
+            "cpu_ratio": asdict(by_cpu) if by_cpu is not None else None,
             "imports_bytes": run.imports_bytes, "peak_bytes": run.peak_bytes,
             "seconds": run.seconds, "cpu_seconds": run.cpu_seconds, "others": run.others, "facts": dict(run.facts),
         })  # fmt: skip

@@ -82,7 +82,11 @@ def test_lines_say_set_up_check_and_trouble(result):
     assert "llama.cpp: Q4_0; WRONG, does not count: far away" in lines
     assert "others used" not in lines
     result.runs[1].others = [0.5, 0.6, 0.0]
+    result.runs[0].cpu_seconds, result.runs[1].cpu_seconds = [1.0, 1.0, 1.0], [3.0, 3.0, 4.0]
     assert "others used 50%" in "\n".join(reports.lines_of(result))
+    assert "in processor time minedge is 3.00 x torch" in "\n".join(reports.lines_of(result))
+    result.threads = 2
+    assert "processor time" not in "\n".join(reports.lines_of(result))
 
 
 def test_a_busy_machine_is_warned_of(report):
