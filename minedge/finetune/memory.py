@@ -14,8 +14,8 @@ from math import prod
 
 from minedge.config import Config
 from minedge.finetune.memory_needs import F, need_of
+from minedge.model.head_loss import LOGIT_TILE, training_rows
 from minedge.model.linears import LinearKind
-from minedge.model.model import LOGIT_TILE
 from minedge.model.shapes import head_name, linear_shapes, param_shapes
 
 __all__ = ["Trace", "array_bytes", "inference", "training_step"]
@@ -267,16 +267,20 @@ def training_step(
     halves = walk.hidden(keep=True)
     a, head = config.arch, head_name(config)
     trace.where = "logits and their gradient"
-    logits = F * walk.N * config.vocab_size
-    need = need_of(linears[head], walk.N, *walk.shapes[head])
+    rows = min(walk.N, training_rows(config, wanted))
+    logits, tile = F * rows * config.vocab_size, F * rows * config.n_embd
+    need = need_of(linears[head], rows, *walk.shapes[head])
+    trace.hold("activations", walk.X)  # gradient of the final norm's output
     trace.spike(logits + need.forward)
     trace.hold("activations", need.kept)
     trace.hold("logits", 2 * logits)
     trace.spike(walk.elementwise(logits, 1))
     trace.free("logits", logits)
-    walk.linear_backward(head)
+    gradients = sum(size for key, size in walk.own(head).items() if key in wanted)
+    trace.hold("gradients", gradients)
+    trace.spike(tile + need.backward + (gradients if rows < walk.N else 0))  # one tile's gradients beside their sum
     trace.free("logits", logits)
-    trace.hold("activations", 2 * walk.X)  # gradients of the final norm's output and input
+    trace.hold("activations", walk.X)  # gradient of its input
     trace.hold("gradients", sum(walk.bytes.get(f"{a.final_norm}{s}", 0) for s in (".weight", ".bias")))
     trace.free("activations", need.kept + 2 * walk.X + walk.R)  # the final norm's input and output
     for i in reversed(range(config.n_layer)):

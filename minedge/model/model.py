@@ -21,6 +21,7 @@ from minedge.errors import UsageError
 from minedge.model import generate as _generate
 from minedge.model import speculative, transformer
 from minedge.model.both_sides import both_hidden
+from minedge.model.head_loss import head_loss, head_loss_and_grads
 from minedge.model.linears import Dense, LinearKind
 from minedge.model.noise import Noise
 from minedge.ops import Ops
@@ -30,8 +31,6 @@ __all__ = ["Model", "read_only"]
 
 Array = NDArray[Any]
 Self = TypeVar("Self", bound="Model")
-
-LOGIT_TILE = 1 << 22  # logits made at once where only their loss is wanted: 16 MB of float32
 
 
 def read_only(array: Array) -> Array:
@@ -91,29 +90,17 @@ class Model:
         inputs, targets, weights = self._shifted(tokens, loss_mask)
         model = (self.config, self.params, self.linears)
         x, _ = transformer.forward_hidden(*model, inputs, self.ops, noise, keep_cache=False)
-        return self._head_loss(x, targets, weights, noise), float(weights.sum(dtype=np.float64))
+        loss = head_loss(*model, self.ops, x.reshape(len(targets), -1), targets, weights, noise)
+        return loss, float(weights.sum(dtype=np.float64))
 
     def loss_sums(self, tokens: Array, loss_mask: Array | None, noise: Noise) -> tuple[float, float, float]:
         """`loss_sum` at w + eps z and at w - eps z, bit for bit, and the sum of mask; z of each tensor is made once."""
         inputs, targets, weights = self._shifted(tokens, loss_mask)
-        plus, minus = both_hidden(self.config, self.params, self.linears, inputs, self.ops, noise)
-        above = self._head_loss(plus, targets, weights, noise)
-        below = self._head_loss(minus, targets, weights, replace(noise, eps=-noise.eps))
+        model = (self.config, self.params, self.linears)
+        plus, minus = (x.reshape(len(targets), -1) for x in both_hidden(*model, inputs, self.ops, noise))
+        above = head_loss(*model, self.ops, plus, targets, weights, noise)
+        below = head_loss(*model, self.ops, minus, targets, weights, replace(noise, eps=-noise.eps))
         return above, below, float(weights.sum(dtype=np.float64))
-
-    def _head_loss(self, x: Array, targets: Array, weights: Array, noise: Noise | None) -> float:
-        """Sum of weight * cross-entropy over the final norm's output x (B, T, C), logits made tile by tile."""
-        ops, total = self.ops, 0.0
-        x = x.reshape(-1, x.shape[-1])
-        rows = np.flatnonzero(weights)  # positions that do not count need no logits
-        head = transformer.head_params(self.config, self.params, self.linears, ops, noise)
-        step = max(1, LOGIT_TILE // self.config.vocab_size)
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
-            logits, _ = transformer.head_forward(self.config, head, self.linears, tile, ops)
-            total += ops.cross_entropy_forward(logits, targets[part], weights[part])[0]
-        return total
 
     def token_losses(self, tokens: Array) -> Array:
         """Cross-entropy in nats of each predicted token, float64 (B, T-1): entry [b, t] is that of tokens[b, t + 1]."""
@@ -139,18 +126,15 @@ class Model:
         if normalizer is None:
             normalizer = float(weights.sum(dtype=np.float64))
         weights = (weights / normalizer).astype(weights.dtype)
-        ops = self.ops
-        model, wanted = (self.config, self.linears, ops), self.trainable_names
-        given = (self.config, self.params, self.linears)
-        x, cache = transformer.forward_hidden(*given, inputs, ops, checkpoint=checkpoint)
+        model, ops, wanted = (self.config, self.params, self.linears), self.ops, self.trainable_names
+        x, cache = transformer.forward_hidden(*model, inputs, ops, checkpoint=checkpoint)
         assert cache is not None
-        logits, head_cache = transformer.head_forward(self.config, self.params, self.linears, x, ops)
-        loss, loss_cache = ops.cross_entropy_forward(logits.reshape(-1, logits.shape[-1]), targets, weights)
-        dlogits = ops.cross_entropy_backward(1.0, loss_cache).reshape(logits.shape)
-        del logits, loss_cache  # often the largest arrays of a step, gone before the layers' backward
-        dx, grads = transformer.head_backward(dlogits, head_cache, self.params, *model, wanted)
-        del dlogits, head_cache, x
-        return loss, transformer.add_grads_(grads, transformer.backward_hidden(dx, cache, *model, wanted))
+        x = x.reshape(len(targets), -1)
+        loss, dx, grads = head_loss_and_grads(*model, ops, x, targets, weights, wanted)
+        del x
+        dx = dx.reshape(*inputs.shape, -1)
+        more = transformer.backward_hidden(dx, cache, self.config, self.linears, ops, wanted)
+        return loss, transformer.add_grads_(grads, more)
 
     def _shifted(self, tokens: Array, loss_mask: Array | None) -> tuple[Array, Array, Array]:
         """-> inputs (B, T-1), targets (B*(T-1),), weights (B*(T-1),)."""

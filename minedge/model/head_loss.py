@@ -1,0 +1,71 @@
+"""The loss of hidden states, logits made tile by tile: with a large vocabulary they would outweigh everything else.
+
+Legend: N positions, C n_embd, V vocab_size; x (N, C) the final norm's output, targets (N,), weights (N,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minedge.config import Config
+from minedge.model import transformer
+from minedge.model.linears import LinearKind, Params
+from minedge.model.noise import Noise
+from minedge.model.shapes import head_name
+from minedge.ops import Ops
+
+__all__ = ["LOGIT_TILE", "head_loss", "head_loss_and_grads", "training_rows"]
+
+Array = NDArray[Any]
+Linears = Mapping[str, LinearKind]
+
+LOGIT_TILE = 1 << 22  # logits made at once: 16 MB of float32
+
+
+def head_loss(
+    config: Config, params: Params, linears: Linears, ops: Ops, x: Array, targets: Array, weights: Array,
+    noise: Noise | None = None,
+) -> float:  # fmt: skip
+    """sum_i weights_i * cross-entropy_i; positions of weight 0 need no logits."""
+    rows, total = np.flatnonzero(weights), 0.0
+    head = transformer.head_params(config, params, linears, ops, noise)
+    for at in _tiles(len(rows), LOGIT_TILE // config.vocab_size):
+        part = rows[at]
+        tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
+        logits, _ = transformer.head_forward(config, head, linears, tile, ops)
+        total += ops.cross_entropy_forward(logits, targets[part], weights[part])[0]
+    return total
+
+
+def head_loss_and_grads(
+    config: Config, params: Params, linears: Linears, ops: Ops, x: Array, targets: Array, weights: Array,
+    wanted: frozenset[str],
+) -> tuple[float, Array, dict[str, Array]]:  # fmt: skip
+    """The same loss over all positions, its gradient for x (N, C), and the head's wanted gradients."""
+    dx, grads, total = np.empty_like(x), dict[str, Array](), 0.0
+    for at in _tiles(len(x), training_rows(config, wanted)):
+        logits, cache = transformer.head_forward(config, params, linears, x[at], ops)
+        loss, loss_cache = ops.cross_entropy_forward(logits, targets[at], weights[at])
+        dlogits = ops.cross_entropy_backward(1.0, loss_cache)
+        del logits, loss_cache
+        dx[at], more = transformer.head_backward(dlogits, cache, params, config, linears, ops, wanted)
+        transformer.add_grads_(grads, more)
+        total += loss
+    return total, dx, grads
+
+
+def training_rows(config: Config, wanted: frozenset[str]) -> int:
+    """Positions a tile in training. Where the head is trained its gradients are added up, and a tile is at least as
+    large as the matrix: a second one beside the sum costs no more than the logits do.
+    """
+    trained = any(name.startswith(f"{head_name(config)}.") for name in wanted)
+    return max(LOGIT_TILE // config.vocab_size, config.n_embd if trained else 1)
+
+
+def _tiles(count: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
