@@ -49,7 +49,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One assignment. `folder` holds handout.md, calls.py (child side), properties.py and misconceptions.py."""
+    """One assignment. `folder` holds handout.md, calls.py (child side), properties.py and misconceptions.py. `given`
+    lists solution lines that may stand in the handout, because they say nothing.
+    """
 
     id: str
     title: str
@@ -59,6 +61,7 @@ class Assignment:
     folder: Path
     docstrings: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    given: tuple[str, ...] = ()
 
     @property
     def points(self) -> float:
@@ -139,6 +142,7 @@ def load(name: str) -> Assignment:
             folder=folder,
             docstrings=data.get("docstrings", {}),
             limits=Limits(**data.get("limits", {})),
+            given=tuple(data.get("given", ())),
         )
     except (KeyError, TypeError) as error:
         raise MinedgeFormatError(f"{path}: {error}") from None

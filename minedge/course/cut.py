@@ -79,6 +79,7 @@ def leaks(assignment: Assignment, texts: Iterable[str]) -> list[str]:
     """
     lines = {_bare(line) for file in assignment.files for part in blocks(assignment, file).values() for line in part}
     lines = {line for line in lines if len(line) >= _SHORT and not line.endswith(":")}
+    lines -= {_bare(line) for line in assignment.given}
     return sorted(lines & {_bare(line) for text in texts for line in text.splitlines()})
 
 
