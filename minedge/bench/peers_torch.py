@@ -191,7 +191,7 @@ class _Prefill(Subject):
         self.tokens = torch.tensor([tasks_text.prompt_of(config, length)])
         models = {kind: load(job["files"]["flat"], kind) for kind in ("float32", "bfloat16")}
         dtype = _faster(lambda kind: self._pass(models[kind]))
-        logits = self._pass(models["float32"])[0].float().numpy()
+        logits = self._pass(models["float32"]).float().numpy()
         self.model = models.pop(dtype)
         models.clear()
         self.settings = f"torch {torch.__version__}, transformers, {dtype} (the faster of two), last scores only"

@@ -72,13 +72,14 @@ def _drawing(limit: Limit, points: Sequence[tuple[float, float, str, str]]) -> l
     x0 = max(10**x_low, 10**y_low / limit.read)
     start, corner = place(x0, x0 * limit.read), place(min(tallest / limit.read, 10**x_high), tallest)
     parts.append(f'<path d="M{start[0]} {start[1]}L{corner[0]} {corner[1]}" stroke="{INK}" stroke-width="1.6"/>')
-    parts.append(f'<text x="{start[0] + 8}" y="{start[1] - 26}" fill="{INK}">read {limit.read / 1e9:.1f} GB/s</text>')
+    parts.append(f'<text x="{start[0] + 40}" y="{start[1] - 6}" fill="{INK}">read {limit.read / 1e9:.1f} GB/s</text>')
     for name, roof in roofs.items():
         x, y = place(roof / limit.read, roof)
         parts.append(f'<path d="M{x} {y}H{WIDTH - RIGHT}" stroke="{INK}" stroke-width="1.6" fill="none"/>')
         text = f"{name} {roof / 1e9:.0f} G multiply-adds/s"
         parts.append(f'<text x="{WIDTH - RIGHT - 4}" y="{y - 6}" text-anchor="end">{text}</text>')
-    parts += _marks([(*place(x, y), who, label) for x, y, who, label in points])
+    heights = [place(1.0, roof)[1] for roof in roofs.values()]
+    parts += _marks([(*place(x, y), who, label) for x, y, who, label in points], heights)
     parts.append(f'<path d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}" stroke="{INK}" fill="none"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">multiply-adds per byte read</text>')
@@ -89,18 +90,20 @@ def _drawing(limit: Limit, points: Sequence[tuple[float, float, str, str]]) -> l
     return parts
 
 
-def _marks(points: Sequence[tuple[float, float, str, str]]) -> list[str]:
-    """Dots; minedge's carry their part's name, once each."""
-    parts, named = [], set()
+def _marks(points: Sequence[tuple[float, float, str, str]], roofs: Sequence[float]) -> list[str]:
+    """Dots; minedge's carry their part's name, once each, moved down where a roof or another name stands."""
+    parts: list[str] = []
+    named: dict[str, tuple[float, float]] = {}
     for x, y, who, label in points:
-        color = COLORS.get(who, FAINT)
-        parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>')
-        if who == "minedge" and label not in named:
-            named.add(label)
-            side, shift = ("end", -8) if x > WIDTH * 0.7 else ("start", 8)
-            parts.append(
-                f'<text x="{x + shift}" y="{y + 4}" text-anchor="{side}" font-size="10">{escape(label)}</text>'
-            )
+        parts.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{COLORS.get(who, FAINT)}"/>')
+        if who != "minedge" or label in named:
+            continue
+        at = y + (14 if any(abs(y - roof) < 8 for roof in roofs) else 4)
+        while any(abs(at - other) < 10 and abs(x - across) < 120 for across, other in named.values()):
+            at += 10
+        named[label] = (x, at)
+        side, shift = ("end", -8) if x > WIDTH * 0.7 else ("start", 8)
+        parts.append(f'<text x="{x + shift}" y="{at}" text-anchor="{side}" font-size="10">{escape(label)}</text>')
     return parts
 
 
