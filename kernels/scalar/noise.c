@@ -1,6 +1,6 @@
 /* The generator of MeZO's perturbations, specification version 1 (minedge/ops/numpy_ops/noise.py): the bits are the interface.
  * Every operation below is rounded on its own, in the stated order; v_fma must not appear in this file.
- * Sixteen counters are mixed at a time, which gives 64 numbers. */
+ * Sixteen counters are mixed at a time, which gives 64 numbers. avx2/noise.c makes the same bits faster. */
 #ifndef ME_ISA
 #include "isa.h"
 #endif
@@ -11,33 +11,6 @@
  *     h0:l0 = 0xD2511F53 * c0    h1:l1 = 0xCD9E8D57 * c2
  *     c = (h1 ^ c1 ^ key0, l1, h0 ^ c3 ^ key1, l0)
  * Here for the counters first .. first + 7, one per lane; key[2 r], key[2 r + 1] are those of round r. */
-#if defined(ME_AVX2)
-/* Counters stand in the low halves of 64-bit lanes, even ones in a, odd ones in b: the multiplication reads only low halves
- * and leaves high:low of the product in place, so a round is two multiplications, two shifts and four xors, where the
- * eight-lane form below also blends halves. */
-INLINE void philox(vu out[4], const struct me_noise *n, const uint32_t key[20], uint32_t first) {
-    const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
-    __m256i c[2][4];
-    for (int i = 0; i < 2; i++) {
-        c[i][0] = _mm256_add_epi32(_mm256_set1_epi32((int)first), _mm256_setr_epi32(i, 0, i + 2, 0, i + 4, 0, i + 6, 0));
-        c[i][1] = _mm256_set1_epi32((int)n->tensor);
-        c[i][2] = _mm256_set1_epi32((int)n->step);
-        c[i][3] = _mm256_set1_epi32((int)n->sample);
-    }
-#pragma GCC unroll 10
-    for (int r = 0; r < 10; r++)
-        for (int i = 0; i < 2; i++) {
-            __m256i p0 = _mm256_mul_epu32(c[i][0], m0), p1 = _mm256_mul_epu32(c[i][2], m1);
-            __m256i x1 = _mm256_xor_si256(c[i][1], _mm256_set1_epi32((int)key[2 * r]));
-            __m256i x3 = _mm256_xor_si256(c[i][3], _mm256_set1_epi32((int)key[2 * r + 1]));
-            c[i][0] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), x1);
-            c[i][1] = p1;
-            c[i][2] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), x3);
-            c[i][3] = p0;
-        }
-    for (int k = 0; k < 4; k++) out[k] = (vu)_mm256_blend_epi32(c[0][k], _mm256_slli_epi64(c[1][k], 32), 0xaa);
-}
-#else
 /* High and low half of the 64-bit product of each lane with m. */
 INLINE void multiply(vu a, uint32_t m, vu *high, vu *low) {
     *low = a * v_setu(m);
@@ -59,7 +32,6 @@ INLINE void philox(vu c[4], const struct me_noise *n, const uint32_t key[20], ui
         c[3] = low0;
     }
 }
-#endif
 
 /* The keys of the ten rounds: each adds the golden ratio and sqrt(3) - 1, in units of 2^-32. */
 INLINE void round_keys(uint32_t key[20], const struct me_noise *n) {
@@ -109,19 +81,8 @@ INLINE void to_normal(vf z[MANY], const vu word[MANY]) {
 
 /* lane l of w[k] is number 4 l + k: turn the 4 x 8 block over */
 INLINE void store_in_order(float *z, const vf w[4]) {
-#if defined(ME_AVX2)
-    __m256 t0 = _mm256_unpacklo_ps((__m256)w[0], (__m256)w[1]), t1 = _mm256_unpackhi_ps((__m256)w[0], (__m256)w[1]);
-    __m256 t2 = _mm256_unpacklo_ps((__m256)w[2], (__m256)w[3]), t3 = _mm256_unpackhi_ps((__m256)w[2], (__m256)w[3]);
-    __m256 r0 = _mm256_shuffle_ps(t0, t2, 0x44), r1 = _mm256_shuffle_ps(t0, t2, 0xee);
-    __m256 r2 = _mm256_shuffle_ps(t1, t3, 0x44), r3 = _mm256_shuffle_ps(t1, t3, 0xee);
-    _mm256_storeu_ps(z, _mm256_permute2f128_ps(r0, r1, 0x20));
-    _mm256_storeu_ps(z + 8, _mm256_permute2f128_ps(r2, r3, 0x20));
-    _mm256_storeu_ps(z + 16, _mm256_permute2f128_ps(r0, r1, 0x31));
-    _mm256_storeu_ps(z + 24, _mm256_permute2f128_ps(r2, r3, 0x31));
-#else
     for (int l = 0; l < LANES; l++)
         for (int k = 0; k < 4; k++) z[4 * l + k] = w[k][l];
-#endif
 }
 
 /* z[0..63] = numbers 4 * counter .. 4 * counter + 63 of the tensor */
