@@ -21,46 +21,100 @@
 #include "../tile.h"
 
 #define ROWS ME_TILE_ROWS
+#define PANELS 32  /* keys widened at a time */
 #define CHUNK 64   /* values widened at a time; a chain of multiply-adds is no longer than this */
-
-typedef int8_t v8b __attribute__((vector_size(8)));
 
 INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* tile() for 1 to 6 rows */
-INLINE void rows_tile(int64_t rows, float *c, int64_t c_row, const float *a, int64_t a_row, const float *b, int64_t b_k, int64_t K,
-                      int add) {
-    switch (rows) {
-    case 6: tile(6, c, c_row, a, a_row, 1, b, b_k, K, add); break;
-    case 5: tile(5, c, c_row, a, a_row, 1, b, b_k, K, add); break;
-    case 4: tile(4, c, c_row, a, a_row, 1, b, b_k, K, add); break;
-    case 3: tile(3, c, c_row, a, a_row, 1, b, b_k, K, add); break;
-    case 2: tile(2, c, c_row, a, a_row, 1, b, b_k, K, add); break;
-    default: tile(1, c, c_row, a, a_row, 1, b, b_k, K, add);
+/* c[r][0..32) = (add ? c : 0) + sum_k a[r][k] * (left[k * b_k + 0..16), right[k * b_k + 0..16)) for few rows, where tile()
+ * would wait for its multiply-adds: the same chain for each result. */
+INLINE void wide_tile(const int rows, float *restrict c, int64_t c_row, const float *restrict a, int64_t a_row,
+                      const float *restrict left, const float *restrict right, int64_t b_k, int64_t K, int add) {
+    vf s[3][4];
+#pragma GCC unroll 3
+    for (int r = 0; r < rows; r++) s[r][0] = s[r][1] = s[r][2] = s[r][3] = v_set(0);
+    for (int64_t k = 0; k < K; k++) {
+        vf b0 = v_load(left + k * b_k), b1 = v_load(left + k * b_k + LANES);
+        vf b2 = v_load(right + k * b_k), b3 = v_load(right + k * b_k + LANES);
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; r++) {
+            vf x = v_set(a[r * a_row + k]);
+            s[r][0] = v_fma(x, b0, s[r][0]);
+            s[r][1] = v_fma(x, b1, s[r][1]);
+            s[r][2] = v_fma(x, b2, s[r][2]);
+            s[r][3] = v_fma(x, b3, s[r][3]);
+        }
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < 4; i++) {
+            float *to = c + r * c_row + i * LANES;
+            v_store(to, add ? v_load(to) + s[r][i] : s[r][i]);
+        }
+}
+
+/* rows x columns results, columns a multiple of 16; 16 columns of b lie b_next from the 16 before. Rows go in even groups of
+ * up to 6: eight as 4 + 4. */
+INLINE void product(int64_t rows, int64_t columns, float *c, int64_t c_row, const float *a, int64_t a_row, const float *b,
+                    int64_t b_k, int64_t b_next, int64_t K, int add) {
+    int64_t groups = (rows + 5) / 6, each = (rows + groups - 1) / groups;
+    for (int64_t r = 0; r < rows; r += each, c += each * c_row, a += each * a_row) {
+        int64_t n = smaller(each, rows - r), j = 0;
+        if (n <= 3)
+            for (; j + 32 <= columns; j += 32) {
+                const float *left = b + j / 16 * b_next;
+                switch (n) {
+                case 3: wide_tile(3, c + j, c_row, a, a_row, left, left + b_next, b_k, K, add); break;
+                case 2: wide_tile(2, c + j, c_row, a, a_row, left, left + b_next, b_k, K, add); break;
+                default: wide_tile(1, c + j, c_row, a, a_row, left, left + b_next, b_k, K, add);
+                }
+            }
+        for (; j < columns; j += 16) {
+            const float *from = b + j / 16 * b_next;
+            switch (n) {
+            case 6: tile(6, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
+            case 5: tile(5, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
+            case 4: tile(4, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
+            case 3: tile(3, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
+            case 2: tile(2, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
+            default: tile(1, c + j, c_row, a, a_row, 1, from, b_k, K, add);
+            }
+        }
     }
 }
 
 INLINE vf widen_codes(const int8_t *codes) {
-    v8b bytes;
-    memcpy(&bytes, codes, sizeof bytes);
-    return __builtin_convertvector(bytes, vf);
+#if defined(ME_AVX2)
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
+#elif defined(ME_NEON)
+    int16x8_t wide = vmovl_s8(vld1_s8(codes));
+    vf_halves h;
+    h.half[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+    h.half[1] = vcvtq_f32_s32(vmovl_high_s16(wide));
+    return h.v;
+#else
+    return (vf){codes[0], codes[1], codes[2], codes[3], codes[4], codes[5], codes[6], codes[7]};
+#endif
 }
 
-/* Panel of keys j.. of a head as float32: in place, or widened into `room`. */
-INLINE const float *key_panel(const struct me_cache *c, int64_t head, int64_t j, int64_t D, float *room) {
+/* n / 16 panels of keys j.. of a head as float32: in place, or widened into `room`. */
+INLINE const float *key_panels(const struct me_cache *c, int64_t head, int64_t j, int64_t n, int64_t D, float *room) {
     int64_t at = (head * c->room + j) * D;
     if (c->dtype == ME_FLOAT32) return (const float *)c->k + at;
     if (c->dtype == ME_FLOAT16) {
         const uint16_t *k = (const uint16_t *)c->k + at;
-        for (int64_t i = 0; i < 16 * D; i += LANES) v_store(room + i, v_half(k + i));
+        for (int64_t i = 0; i < n * D; i += LANES) v_store(room + i, v_half(k + i));
         return room;
     }
     const int8_t *k = (const int8_t *)c->k + at;
-    vf low = v_load(c->k_scales + head * c->room + j), high = v_load(c->k_scales + head * c->room + j + LANES);
-    for (int64_t i = 0; i < 16 * D; i += 16) {
-        v_store(room + i, widen_codes(k + i) * low);
-        v_store(room + i + LANES, widen_codes(k + i + LANES) * high);
+    for (int64_t p = 0; p < n; p += 16) {
+        const float *scales = c->k_scales + head * c->room + j + p;
+        vf low = v_load(scales), high = v_load(scales + LANES);
+        for (int64_t i = p * D; i < (p + 16) * D; i += 16) {
+            v_store(room + i, widen_codes(k + i) * low);
+            v_store(room + i + LANES, widen_codes(k + i + LANES) * high);
+        }
     }
     return room;
 }
@@ -116,19 +170,17 @@ static void attend(const struct me_cached *a, const struct item *x, int64_t s, c
         for (int64_t r = 0; r < x->rows; r++) total[r] = 0;
         return;
     }
-    for (int64_t j = 0; j < keys; j += 16) {
-        const float *panel = key_panel(a->cache, head, j0 + j, D, room);
-        for (int64_t r = 0; r < x->rows; r += 6)
-            rows_tile(smaller(6, x->rows - r), p + r * ME_SPAN + j, ME_SPAN, q + r * D, D, panel, 16, D, 0);
+    for (int64_t j = 0; j < keys; j += PANELS) {
+        int64_t n = smaller(PANELS, keys - j);
+        const float *panels = key_panels(a->cache, head, j0 + j, n, D, room);
+        product(x->rows, n, p + j, ME_SPAN, q, D, panels, 16, 16 * D, D, 0);
     }
     for (int64_t r = 0; r < x->rows; r++)
         softmax_row(p + r * ME_SPAN, smaller(ME_SPAN, before + (x->first + r) / G), keys, top + r, total + r);
     for (int64_t j = 0; j < most; j += CHUNK) {
         int64_t n = smaller(CHUNK, most - j);
         const float *v = value_rows(a->cache, head, j0 + j, n, Dp, room);
-        for (int64_t r = 0; r < x->rows; r += 6)
-            for (int64_t d = 0; d < Dp; d += 16)
-                rows_tile(smaller(6, x->rows - r), acc + r * Dp + d, Dp, p + r * ME_SPAN + j, ME_SPAN, v + d, Dp, n, j > 0);
+        product(x->rows, Dp, acc, Dp, p + j, ME_SPAN, v, Dp, 16, n, j > 0);
     }
 }
 
@@ -155,7 +207,7 @@ INLINE void divide(float *out, const float *acc, float total, int64_t D) {
 ME_KERNEL(cached_attention) {
     const struct me_cached *a = args;
     int64_t D = a->D, Dp = round_up(D, 16), G = a->H / a->KV;
-    float work[ROWS * ME_SPAN + (D > CHUNK ? D : CHUNK) * Dp], q[ROWS * D], acc[ROWS * Dp], acc2[ROWS * Dp];
+    float work[ROWS * ME_SPAN + 2 * (D > CHUNK ? D : CHUNK) * Dp], q[ROWS * D], acc[ROWS * Dp], acc2[ROWS * Dp];
     float top[ROWS], total[ROWS], top2[ROWS], total2[ROWS], scale = 1.0f / __builtin_sqrtf((float)D);
     for (int64_t i = begin; i < end; i++) {
         int64_t left = i;
