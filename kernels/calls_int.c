@@ -62,18 +62,41 @@ static void pack_x8(const void *args, int64_t begin, int64_t end) {
         }
 }
 
-/* Runs a product; eight rows of x or more are turned over first, for those instruction sets that want them so. Where memory
- * for that is wanting, the product goes without: the bits are the same. */
+struct linears { me_task *product; const struct me_int_linear *a; int n; };
+
+/* Items: rows of all the weights one after the other, each weight from a multiple of 8 on. */
+static void run_linears(const void *args, int64_t begin, int64_t end) {
+    const struct linears *l = args;
+    int64_t start = 0;
+    for (int i = 0; i < l->n; i++) {
+        int64_t out = l->a[i].out, from = begin > start ? begin - start : 0, to = end - start < out ? end - start : out;
+        if (from < to) l->product(l->a + i, from, to);
+        start += (out + 7) / 8 * 8;
+    }
+}
+
+/* Products of the same rows of x as one job. Eight rows or more are turned over first, into x8, for those instruction sets that
+ * want them so; without x8 the product goes without: the bits are the same. */
+void me_int_linears(int isa, me_task *product, struct me_int_linear *a, int n, int32_t offset, struct me_x8 *x8) {
+    int64_t groups = a->N / 8, rows = 0;
+    if (isa == 0 || groups == 0) x8 = NULL;
+    if (x8 != NULL) {
+        struct me_pack_x8 pack = {x8, a->xq, a->xscales, offset, a->in};
+        me_run(pack_x8, &pack, groups, 1, 4 * a->in);
+    }
+    for (int i = 0; i < n; i++) {
+        a[i].x8 = x8;
+        rows += (a[i].out + 7) / 8 * 8;
+    }
+    struct linears l = {product, a, n};
+    me_run(run_linears, &l, rows, 8, a->N * a->in / 8);
+}
+
 static void int_linear(int isa, me_task *product, struct me_int_linear *a, int32_t offset) {
     struct me_x8 *x8 = NULL;
     int64_t groups = a->N / 8, blocks = a->in / 32;
     if (isa > 0 && groups > 0 && blocks > 0) x8 = aligned_alloc(64, (size_t)(groups * blocks) * sizeof *x8);
-    if (x8 != NULL) {
-        struct me_pack_x8 pack = {x8, a->xq, a->xscales, offset, a->in};
-        me_run(pack_x8, &pack, groups, 1, 4 * a->in);
-        a->x8 = x8;
-    }
-    me_run(product, a, a->out, 8, a->N * a->in / 8);
+    me_int_linears(isa, product, a, 1, offset, x8);
     free(x8);
 }
 

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #define RUN(kernel, n, grain, cost) me_run(me_table_of(isa)->kernel, &a, n, grain, cost)
+#define MOST 4          /* products of one job */
 #define SPLIT_BELOW 16  /* items of attention below which a long past is cut into spans, so that all threads get some */
 
 static int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -44,9 +45,13 @@ void me_cached_attention(int isa, float *out, float *parts, int64_t parts_size, 
 /* out (N, C): rows of a packed embedding */
 static void packed_rows(int isa, const struct me_step *s, const struct me_batch *b) {
     for (int64_t i = 0; i < b->N; i++) {
-        int64_t id = b->tokens[i], C = s->n, groups = C / s->group;
+        int64_t id = b->tokens[i], C = s->n;
         float *out = (float *)s->out + i * C;
-        const uint16_t *scales = (const uint16_t *)s->w2 + id * groups;
+        if (s->op == ME_OP_ROWS_HALF) {
+            me_half_widen(isa, out, (const uint16_t *)s->w + id * C, 0, C);
+            continue;
+        }
+        const uint16_t *scales = (const uint16_t *)s->w2 + id * (C / s->group);
         if (s->op == ME_OP_ROWS_INT4) {
             me_int4_dequantize(isa, out, (const uint8_t *)s->w + id * C / 2, scales, s->group, 1, C);
         } else {
@@ -91,12 +96,27 @@ static void scale(float *out, const float *x, float value, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * value;
 }
 
+/* Integer products in a row that read the same codes, as one job; returns how many. */
+static int64_t run_products(int isa, const struct me_step *s, int64_t left, const struct me_batch *b) {
+    struct me_int_linear a[MOST];
+    const struct me_codes *in = s->x;
+    int64_t N = s->picked ? b->n_picks : b->N;
+    int n = 0;
+    for (; n < left && n < MOST && s[n].op == s->op && s[n].x == s->x; n++)
+        a[n] = (struct me_int_linear){.y = s[n].out, .xq = in->codes, .xsums = in->sums, .xscales = in->scales, .q = s[n].w,
+                                      .s = s[n].w2, .group = s[n].group, .N = N, .out = s[n].m, .in = s[n].n};
+    if (s->op == ME_OP_INT4) me_int_linears(isa, me_table_of(isa)->int4_int8_linear, a, n, 8, in->tiles);
+    else me_int_linears(isa, me_table_of(isa)->q8_int8_linear, a, n, 128, in->tiles);
+    return n;
+}
+
 static int run_step(int isa, const struct me_step *s, const struct me_batch *b) {
     int64_t N = s->picked ? b->n_picks : b->N;
-    const struct me_codes *in = s->x, *out = s->out;
+    const struct me_codes *out = s->out;
     switch (s->op) {
     case ME_OP_ROWS_DENSE: me_embedding_forward(isa, s->out, b->tokens, s->w, N, s->n); break;
     case ME_OP_ROWS_INT4:
+    case ME_OP_ROWS_HALF:
     case ME_OP_ROWS_INT8: packed_rows(isa, s, b); break;
     case ME_OP_POSITIONS: add_positions(s, b); break;
     case ME_OP_RMS_NORM: me_rms_norm_forward(isa, s->out, s->scratch, s->x, s->w, s->value, N * s->group, s->n); break;
@@ -108,9 +128,7 @@ static int run_step(int isa, const struct me_step *s, const struct me_batch *b) 
         me_int8_sums(out->sums, out->codes, N, s->n);
         break;
     case ME_OP_DENSE: return me_gemm(isa, s->out, s->x, s->w, 0, 1, N, s->m, s->n);
-    case ME_OP_INT4:
-        me_int4_int8_linear(isa, s->out, in->sums, in->codes, in->scales, s->w, s->w2, s->group, N, s->m, s->n);
-        break;
+    case ME_OP_HALF: me_half_linear(isa, s->out, s->x, s->w, 0, N, s->m, s->n); break;
     case ME_OP_BIAS: me_bias_forward(isa, s->out, s->x, s->w, N, s->m); break;
     case ME_OP_COLUMNS: copy_columns(s, N); break;
     case ME_OP_ROTARY: rotate(isa, s, b); break;
@@ -136,8 +154,10 @@ static double now(void) {
 
 int me_engine_run(int isa, const struct me_step *steps, int64_t n_steps, const struct me_batch *batch) {
     double before = batch->seconds ? now() : 0;
-    for (int64_t i = 0; i < n_steps; i++) {
-        if (run_step(isa, steps + i, batch)) return 1;
+    for (int64_t i = 0, n; i < n_steps; i += n) {
+        n = 1;
+        if (steps[i].op == ME_OP_INT4 || steps[i].op == ME_OP_INT8) n = run_products(isa, steps + i, n_steps - i, batch);
+        else if (run_step(isa, steps + i, batch)) return 1;
         if (batch->seconds) {
             double after = now();
             batch->seconds[i] += after - before;

@@ -65,6 +65,8 @@ struct me_int_linear {
     const struct me_x8 *x8;    /* whole groups of eight rows of x, or NULL */
     int64_t group, N, out, in;
 };
+/* n products of the same rows of x: one job. x8: room for N / 8 * (in / 32) or NULL; offset: 8 for int4, 128 for int8. */
+void me_int_linears(int isa, me_task *product, struct me_int_linear *a, int n, int32_t offset, struct me_x8 *x8);
 struct me_q8 { float *w_out; const int8_t *q; const uint16_t *s; int64_t in; };
 struct me_half { float *y; const float *x; const uint16_t *weight; int bfloat; int64_t N, out, in; };
 /* c (M, N) = sum_k a[m * a_row + k * a_k] * b[k * b_k + n * b_n]; one of a_row, a_k is 1 and one of b_k, b_n;

@@ -132,12 +132,15 @@ enum me_op {
     ME_OP_ROWS_DENSE,   /* out (N, n) = w[token] */
     ME_OP_ROWS_INT4,    /* the same of int4 codes w, scales w2 */
     ME_OP_ROWS_INT8,    /* of int8 codes w, scales w2 */
+    ME_OP_ROWS_HALF,    /* of float16 w */
     ME_OP_POSITIONS,    /* out += w[position] */
     ME_OP_RMS_NORM,     /* out = rms_norm(x), `group` rows of width n a token */
     ME_OP_LAYER_NORM,   /* out = layer_norm(x) w + w2 */
     ME_OP_QUANTIZE,     /* out, a struct me_codes, = x as int8 codes */
     ME_OP_DENSE,        /* out (N, m) = x (N, n) w^T */
-    ME_OP_INT4,         /* the same of the codes x and int4 w, w2 */
+    ME_OP_INT4,         /* the same of the codes x and int4 w, w2; steps in a row that share x run as one */
+    ME_OP_INT8,         /* of int8 w, w2 */
+    ME_OP_HALF,         /* out (N, m) = x (N, n) w^T, w float16 */
     ME_OP_BIAS,         /* out (N, m) = x + w */
     ME_OP_COLUMNS,      /* out (N, m) = columns group .. group + m - 1 of x (N, n) */
     ME_OP_ROTARY,       /* out (N, m, n) = x turned by the angles w (cos), w2 (sin) of its position */
@@ -150,7 +153,8 @@ enum me_op {
     ME_OP_PICK,         /* out (picked, n) = the rows of x whose logits are wanted; later steps work on these */
     ME_OPS
 };
-struct me_codes { int8_t *codes; float *scales; int32_t *sums; };
+/* tiles: scratch of 10 bytes for 8 codes, aligned to 64 */
+struct me_codes { int8_t *codes; float *scales; int32_t *sums; void *tiles; };
 struct me_step {
     int32_t op, picked;      /* picked: works on the rows that ME_OP_PICK left */
     void *out;

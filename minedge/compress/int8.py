@@ -7,8 +7,8 @@ most 1/254 of the largest of its group: next to nothing is lost, where 4 bits lo
 a matrix in Int8 passes gradients on to its input and is trained through an adapter on top, `LoRA(Int8(), r=8,
 lora_alpha=16)`.
 
-Products are those of a dense matrix, some rows of it made dense at a time. There is no product over int8 activations
-yet, so this saves memory but not time; text generation from Int4 is faster.
+In training products are those of a dense matrix, some rows of it made dense at a time. Generating text takes integer
+products over activations rounded to int8.
 
 Legend: in/out the matrix's widths, weights (out, in).
 """
@@ -59,6 +59,8 @@ class Int8(LinearKind):
         tier a row's result does not depend on how many rows there are.
         """
         qweight, scales = params[f"{name}.qweight"], params[f"{name}.scales"]
+        if int8:  # decoding: integer dot products over activations rounded to int8; never differentiated
+            return ops.q8_int8_linear(x, qweight, scales), ()
         tiles = _tiles(*qweight.shape)
         if len(tiles) == 1:
             return ops.linear_forward(x, ops.q8_dequantize(qweight, scales))[0], (qweight, scales)

@@ -220,8 +220,14 @@ class Engine:
             np.empty((rows, blocks), np.int32),
         )  # fmt: skip
         self.buffers[name] = arrays
+        tiles = np.empty(rows // 8 * blocks * 320 + 64, np.uint8)  # rows in eights, turned over: struct me_x8
+        self._alive.append(tiles)
+        start = -tiles.__array_interface__["data"][0] % 64
         codes = self._ffi.new("struct me_codes *")
-        codes[0] = tuple(self._pointer(a, t) for a, t in zip(arrays, ("int8_t *", "float *", "int32_t *"), strict=True))
+        codes[0] = (
+            *(self._pointer(a, t) for a, t in zip(arrays, ("int8_t *", "float *", "int32_t *"), strict=True)),
+            self._pointer(tiles[start:]),
+        )
         self._alive.append(codes)
         return codes
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from minedge.config import Config
 from minedge.model.linears import LinearKind
-from minedge.model.shapes import head_name, linear_shapes
+from minedge.model.shapes import has_bias, head_name, linear_shapes
 
 __all__ = ["Buffer", "Lacks", "Plan", "Step", "compile_plan"]
 
@@ -96,6 +96,7 @@ class _Builder:
     steps: list[Step] = field(default_factory=list)
     buffers: dict[str, Buffer] = field(default_factory=dict)
     rounded: set[str] = field(default_factory=set)
+    later: list[Callable[[], None]] = field(default_factory=list)
 
     def add(self, op: str, out: str, inputs: tuple[str, ...] = (), params: tuple[str, ...] = (), **sizes: Any) -> None:
         self.rounded.discard(out)
@@ -117,22 +118,25 @@ class _Builder:
 
     # --- linear layers ----------------------------------------------------------------------------------------------
 
-    def linear(self, x: str, name: str, out: str, biased: bool = True) -> None:
-        """out = the matrix `name` times x, by the rule of its kind, and its bias."""
-        m, n = linear_shapes(self.config)[name]
-        self.product(self.linears[name], x, name, self.buffer(out, m), n, m)
-        if biased and self.config_has_bias(name):
-            self.add("bias", out, (out,), (f"{name}.bias",), m=m)
+    def linear(self, x: str, *pairs: tuple[str, str]) -> None:
+        """For each (name, out): out = the matrix `name` times x, by the rule of its kind, and its bias. What the rules
+        put off comes after all products, so that those stand in a row and can share one job.
+        """
+        for name, out in pairs:
+            m, n = linear_shapes(self.config)[name]
+            self.product(self.linears[name], x, name, self.buffer(out, m), n, m)
+        for add in self.later:
+            add()
+        self.later.clear()
+        for name, out in pairs:
+            if has_bias(self.config, name):
+                self.add("bias", out, (out,), (f"{name}.bias",), m=self.buffers[out].width)
 
     def product(self, kind: LinearKind, x: str, name: str, out: str, n: int, m: int) -> None:
         rule = PRODUCTS.get(kind.kind)
         if rule is None:
             raise Lacks(f"{name} is {kind.kind}, which the engine has no product for")
         rule(self, kind, x, name, out, n, m)
-
-    def config_has_bias(self, name: str) -> bool:
-        a = self.config.arch
-        return bool(self.config.attn_in_bias) if name.endswith(a.attn_in) else a.other_bias
 
     def norm(self, x: str, name: str, out: str, width: int, group: int = 1) -> None:
         params: tuple[str, ...] = (f"{name}.weight",)
@@ -161,14 +165,14 @@ class _Builder:
         self.norm("x", config.layer_name(i, a.norm1), "n", C)
         parts = {"q": config.q_width, "k": config.kv_width, "v": config.kv_width}
         if len(a.attn_in) == 1:
-            self.linear("n", config.layer_name(i, a.attn_in[0]), "qkv")
+            self.linear("n", (config.layer_name(i, a.attn_in[0]), "qkv"))
             start = 0
             for out, width in parts.items():
                 self.add("columns", self.buffer(out, width), ("qkv",), n=sum(parts.values()), m=width, group=start)
                 start += width
         else:
-            for out, role in zip(parts, a.attn_in, strict=True):
-                self.linear("n", config.layer_name(i, role), out)
+            names = [config.layer_name(i, role) for role in a.attn_in]
+            self.linear("n", *zip(names, parts, strict=True))
         if a.q_norm and a.k_norm:
             self.norm("q", config.layer_name(i, a.q_norm), "q", D, H)
             self.norm("k", config.layer_name(i, a.k_norm), "k", D, KV)
@@ -177,7 +181,7 @@ class _Builder:
             self.add("rotary", "k", ("k",), ("rotary.cos", "rotary.sin"), n=D, m=KV)
         self.add("store", "cache", ("k", "v"), n=D, m=KV, layer=i)
         self.add("attention", self.buffer("y", H * D), ("q", "cache"), n=D, m=KV, group=H, layer=i)
-        self.linear("y", config.layer_name(i, a.attn_out), "z")
+        self.linear("y", (config.layer_name(i, a.attn_out), "z"))
         self.add("add", "x", ("z", "x"), n=C)
 
     def mlp(self, i: int) -> None:
@@ -185,20 +189,20 @@ class _Builder:
         config, a = self.config, self.config.arch
         self.norm("x", config.layer_name(i, a.norm2), "n", config.n_embd)
         if a.activation == "swiglu":
-            for out, role in zip(("gate", "up"), a.mlp_in, strict=True):
-                self.linear("n", config.layer_name(i, role), out)
+            names = [config.layer_name(i, role) for role in a.mlp_in]
+            self.linear("n", *zip(names, ("gate", "up"), strict=True))
             self.add("swiglu", self.buffer("h", config.n_inner), ("gate", "up"), n=config.n_inner)
         else:
-            self.linear("n", config.layer_name(i, a.mlp_in[0]), "up")
+            self.linear("n", (config.layer_name(i, a.mlp_in[0]), "up"))
             self.add("gelu", self.buffer("h", config.n_inner), ("up",), n=config.n_inner)
-        self.linear("h", config.layer_name(i, a.mlp_out), "z")
+        self.linear("h", (config.layer_name(i, a.mlp_out), "z"))
         self.add("add", "x", ("z", "x"), n=config.n_embd)
 
     def head(self) -> None:
         """Logits of the rows that are asked for: the norm works row by row, so it can come after the choice."""
         self.add("pick", self.buffer("last", self.config.n_embd), ("x",), n=self.config.n_embd)
         self.norm("last", self.config.arch.final_norm, "last_n", self.config.n_embd)
-        self.linear("last_n", head_name(self.config), "logits", biased=False)
+        self.linear("last_n", (head_name(self.config), "logits"))
 
 
 def compile_plan(config: Config, linears: Mapping[str, LinearKind]) -> Plan:
@@ -228,16 +232,28 @@ def _lora(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -
     b.product(kind.base, x, name, out, n, m)
     if not kind.active:
         return
-    low, change = b.buffer("lora.low", kind.r), b.buffer("lora.out", m)
-    a_name, b_name = kind.names(name)
-    b.add("dense", low, (x,), (a_name,), n=n, m=kind.r)
-    b.add("scale", low, (low,), n=kind.r, value=float(kind.scaling))
-    b.add("dense", change, (low,), (b_name,), n=kind.r, m=m)
-    b.add("add", out, (out, change), n=m)
+
+    def add() -> None:
+        low, change = b.buffer("lora.low", kind.r), b.buffer("lora.out", m)
+        a_name, b_name = kind.names(name)
+        b.add("dense", low, (x,), (a_name,), n=n, m=kind.r)
+        b.add("scale", low, (low,), n=kind.r, value=float(kind.scaling))
+        b.add("dense", change, (low,), (b_name,), n=kind.r, m=m)
+        b.add("add", out, (out, change), n=m)
+
+    b.later.append(add)
+
+
+def _int8(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -> None:
+    b.add("int8", out, (b.codes(x, n),), (f"{name}.qweight", f"{name}.scales"), n=n, m=m, group=kind.group_size)
+
+
+def _half(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -> None:
+    b.add("half", out, (x,), (f"{name}.weight",), n=n, m=m)
 
 
 Rule = Callable[[_Builder, Any, str, str, str, int, int], None]
-PRODUCTS: dict[str, Rule] = {"dense": _dense, "int4": _int4, "lora": _lora}
+PRODUCTS: dict[str, Rule] = {"dense": _dense, "int4": _int4, "int8": _int8, "lora": _lora}
 # Embeddings: the step, and the arrays it reads.
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dense": ("rows_dense", ("weight",)),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from minedge.config import Config
 from minedge.model.linears import LinearKind, Shapes
 
-__all__ = ["head_name", "init_params", "linear_shapes", "param_shapes"]
+__all__ = ["has_bias", "head_name", "init_params", "linear_shapes", "param_shapes"]
 
 Array = NDArray[Any]
 Linears = Mapping[str, LinearKind]
@@ -44,7 +44,7 @@ def param_shapes(config: Config, linears: Linears) -> Shapes:
     shapes: Shapes = {}
     for name, (out_features, in_features) in linear_shapes(config).items():
         shapes.update(linears[name].shapes(name, out_features, in_features))
-        if _has_bias(config, name):
+        if has_bias(config, name):
             shapes[f"{name}.bias"] = ((out_features,), "float32")
     if a.positions:
         shapes[f"{a.positions}.weight"] = ((config.context_length, C), "float32")
@@ -61,7 +61,8 @@ def param_shapes(config: Config, linears: Linears) -> Shapes:
     return shapes
 
 
-def _has_bias(config: Config, name: str) -> bool:
+def has_bias(config: Config, name: str) -> bool:
+    """Whether the matrix `name` has a bias beside it."""
     a = config.arch
     if name in (a.embed, a.head):
         return False

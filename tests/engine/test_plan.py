@@ -12,7 +12,7 @@ import minedge.ops
 from minedge.model import plan as plan_module
 from minedge.model.engine import Engine
 from minedge.model.plan import Step, compile_plan
-from minedge.model.transformer import _rotary_tables
+from minedge.model.rotary import rotary_tables
 from minedge.ops import Ops
 from minedge.ops.numpy_ops.attention_decode import kv_round
 from tests.engine.models import ARCHITECTURES, KINDS, make
@@ -27,6 +27,8 @@ def run_step(ops: Ops, step: Step, ins: list[np.ndarray], w: list[np.ndarray], t
             return ops.embedding_forward(tokens, w[0])[0]
         case "rows_int4":
             return ops.int4_dequantize(w[0][tokens], w[1][tokens], step.group)
+        case "rows_int8":
+            return ops.q8_dequantize(w[0][tokens], w[1][tokens])
         case "positions":
             return x + w[0][past : past + T]
         case "rms_norm":
@@ -66,7 +68,7 @@ def test_every_step_is_its_op(architecture, kind, kv_dtype):
     ops, config = model.ops, model.config
     arrays = dict(model.params)
     if config.uses_rotary:
-        arrays["rotary.cos"], arrays["rotary.sin"] = _rotary_tables(config)
+        arrays["rotary.cos"], arrays["rotary.sin"] = rotary_tables(config)
     engine = Engine(model, 1, 40, kv_dtype)
     tokens = np.random.default_rng(0).integers(0, 37, 25)
     for part in (tokens[:19], tokens[19:]):
@@ -76,6 +78,8 @@ def test_every_step_is_its_op(architecture, kind, kv_dtype):
             w = [arrays[name] for name in step.params]
             if step.op == "int4":
                 want: Any = ops.int4_int8_linear(floats_of[step.inputs[0]], *w, step.group)
+            elif step.op == "int8":
+                want = ops.q8_int8_linear(floats_of[step.inputs[0]], *w)
             elif step.op == "store":
                 k, v = (kv_round(a.reshape(len(part), step.m, step.n), kv_dtype) for a in ins)
                 want = (k, v)
@@ -115,7 +119,7 @@ def test_every_step_of_a_plan_is_known_to_the_interpreter():
     from minedge.ops.c_ops.native import lib
 
     found = {step.op for kind in KINDS for a in ARCHITECTURES for step in _plan(a, kind).steps}
-    assert all(hasattr(lib, f"ME_OP_{op.upper()}") for op in found | {"rows_int8"})
+    assert all(hasattr(lib, f"ME_OP_{op.upper()}") for op in found | {"half", "rows_half"})
     assert minedge.ops.get("c").name == "c"
 
 
