@@ -34,6 +34,15 @@ def _unpacked(kind: Any, rows: int, out: int, width: int) -> Need:
     return Need(0, F * out * width, F * out * width)
 
 
+def _int4(kind: Any, rows: int, out: int, width: int) -> Need:
+    """Some rows dense at a time, their part of the result beside it; in backward their part of the gradient too."""
+    part = min(out, max(1, TILE // max(1, width)))
+    tile = F * part * width
+    if part == out:
+        return Need(0, tile, tile)
+    return Need(0, tile + F * rows * part, tile + F * rows * (width + part))
+
+
 def _masked(kind: Any, rows: int, out: int, width: int) -> Need:
     """Unpacked too, but trained: in backward the gradient stands twice for a moment, before and after the mask."""
     return Need(0, F * out * width, 2 * F * out * width)
@@ -75,7 +84,7 @@ def _int8(kind: Any, rows: int, out: int, width: int) -> Need:
 
 _NEEDS: dict[str, Callable[[Any, int, int, int], Need]] = {
     "dense": _dense, "lora": _lora, "dora": _dora, "masked": _masked, "nf4": _nf4,
-    "int8": _int8,
+    "int8": _int8, "int4": _int4,
 }  # fmt: skip
 
 

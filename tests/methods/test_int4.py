@@ -241,3 +241,17 @@ def test_saved_and_loaded(tmp_path, change):
     assert again.linears == packed.linears
     assert again.logits(tokens()).tobytes() == packed.logits(tokens()).tobytes()
     assert again.nbytes() == packed.nbytes()
+
+
+def test_a_large_matrix_is_dense_a_tile_at_a_time(monkeypatch):
+    """Five tiles, the last one short: forward has the bits of one product, backward adds up in another order."""
+    rng, ops = np.random.default_rng(0), get("c")
+    weight, x = rng.normal(size=(70, 64)).astype(np.float32), rng.normal(size=(2, 5, 64)).astype(np.float32)
+    packed = ops.int4_quantize(weight, 32)
+    out, cache = ops.int4_linear_forward(x, *packed, 32)
+    dx = ops.int4_linear_backward(out, cache)
+    monkeypatch.setattr("minedge.ops.c_ops.int4.TILE", 64 * 16)
+    tiled, cache = ops.int4_linear_forward(x, *packed, 32)
+    assert tiled.tobytes() == out.tobytes()
+    bound = 2 * 70 * 2.0**-24 * (np.abs(out) @ np.abs(ops.int4_dequantize(*packed, 32)))
+    assert (np.abs(ops.int4_linear_backward(out, cache) - dx) <= bound).all()
