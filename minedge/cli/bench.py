@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from minedge.cli.console import Console
 from minedge.cli.parser import integer, real
+from minedge.cli.text import json_value
 from minedge.errors import UsageError
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "OWN_THREADS", "add_options", "run"]
@@ -59,11 +61,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="a first look: few and short turns")
     add("--weights", metavar="DIR", help="keep the random weights here for the next time (default: a temporary folder)")
     add("--svg", metavar="FILE", help="write a roofline plot")
+    add("--report", metavar="FILE", help="also write the document of --json to a file")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     from minedge.bench import report as reports
+    from minedge.bench.roofline import roofline_svg
     from minedge.bench.run import bench
+    from minedge.io.atomic import atomic_write
 
     settings = _settings(args)
     for name, why in settings.absent.items():
@@ -79,13 +84,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.out(line)
     for name, why in settings.absent.items():
         console.out(f"{name}: {why}")
+    document = json_value(reports.to_json(report))
     if args.svg:
-        from minedge.bench.roofline import roofline_svg
-        from minedge.io.atomic import atomic_write
-
         atomic_write(args.svg, roofline_svg(report).encode())
         console.note(f"roofline plot: {args.svg}")
-    console.result(reports.to_json(report))
+    if args.report:
+        atomic_write(args.report, json.dumps(document, indent=2, allow_nan=False).encode())
+        console.note(f"report: {args.report}")
+    console.result(document)
     wrong = [run for result in report.results for run in result.runs if run.wrong and run.job.who == "minedge"]
     return 1 if wrong else 0
 
@@ -126,8 +132,9 @@ def _settings(args: argparse.Namespace) -> Any:
     if max(threads) > _cpus():
         raise UsageError(f"--threads: expected at most {_cpus()}, the CPUs this process may use, got {max(threads)}")
     weights = Path(args.weights).expanduser() if args.weights else None
-    if args.svg and not Path(args.svg).expanduser().parent.is_dir():
-        raise UsageError(f"--svg: the folder of {args.svg!r} does not exist")
+    for option, file in (("--svg", args.svg), ("--report", args.report)):
+        if file and not Path(file).expanduser().parent.is_dir():
+            raise UsageError(f"{option}: the folder of {file!r} does not exist")
     return Settings(
         shapes, parts, threads, backends, wanted, absent, args.peer_python, limits, weights
     )  # fmt: skip

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from minedge.bench.busy import free_bytes
 from minedge.cli.common import load_model, lora_target
 from minedge.cli.console import Console
 from minedge.cli.parser import integer, model_options, one_of, size_map
@@ -118,12 +118,3 @@ def _subject(args: argparse.Namespace) -> tuple[Any, int, str]:
         return config, config.context_length, args.init or "a new model"
     model = load_model(args)
     return model, model.config.context_length, model.name
-
-
-def free_bytes() -> int | None:
-    """Memory that a new process could take (Linux), None where unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

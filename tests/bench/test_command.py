@@ -129,9 +129,11 @@ def test_a_tiny_shape_from_end_to_end(capfd, tiny):
     """Every part but the machine's; JSON alone on stdout; every figure checked."""
     parts = "decode,prefill,start,train,lora,mezo,mezo-lora,quantize"
     options = ("--rounds", 2, "--turn", 0.01, "--threads", 1, "--max-seq-length", 16, "--backend", "c,numpy")
-    code, out, err = bench(capfd, "--shape", tiny, "--only", parts, "--json", "--svg", tiny / "roof.svg", *options)
+    code, out, err = bench(capfd, "--shape", tiny, "--only", parts, "--json", "--svg", tiny / "roof.svg",
+                           "--report", tiny / "report.json", *options)  # fmt: skip
     assert code == 0, err
     report = json.loads(out)
+    assert json.loads((tiny / "report.json").read_text()) == report
     assert [result["part"] for result in report["results"]] == parts.split(",")
     for result in report["results"]:
         assert len(result["runs"]) >= 2, result
