@@ -9,19 +9,33 @@ elsewhere fit.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from minedge.errors import MinedgeFormatError, UsageError
 
-__all__ = ["ARCHITECTURES", "Architecture", "Config", "did_you_mean"]
+__all__ = ["ARCHITECTURES", "Architecture", "Config", "did_you_mean", "integer"]
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """A clause to append to an error, ` (did you mean 'x'?)`, or the empty string where nothing is near."""
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def integer(name: str, value: Any, low: int = 1, expected: str = "") -> int:
+    """`value`, an integer of any type (NumPy's too), as an int; `UsageError` naming the argument for anything else,
+    truth values included.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low:
+        raise UsageError(f"{name}: expected {expected or f'an integer >= {low}'}, got {value!r}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -122,11 +136,9 @@ class Config:
                 f"architecture: expected one of {', '.join(known)}, got {self.architecture!r}"
                 f"{did_you_mean(str(self.architecture), known)}"
             )
-        for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_inner", "context_length"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(f"{name}: expected a positive integer, got {value!r}")
         set_ = object.__setattr__
+        for name in ("vocab_size", "n_layer", "n_embd", "n_head", "n_inner", "context_length"):
+            set_(self, name, integer(name, getattr(self, name), 1, "a positive integer"))
         if self.n_kv_head == 0:
             set_(self, "n_kv_head", self.n_head)
         if self.head_dim == 0:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from minedge.compress.int4 import Int4
-from minedge.config import Config, did_you_mean
+from minedge.config import Config, did_you_mean, integer
 from minedge.errors import UsageError
 from minedge.finetune.memory import Trace, array_bytes, inference, training_step
 from minedge.finetune.memory_files import loading, packing, saving
@@ -96,9 +96,8 @@ def plan(
     if method not in PLANS:
         near = did_you_mean(str(method), list(PLANS))
         raise UsageError(f"method: expected one of {', '.join(PLANS)}, got {method!r}{near}")
-    for name, value, low in (("batch_size", batch_size, 1), ("seq_len", seq_len, 2), ("grad_accum", grad_accum, 1)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise UsageError(f"{name}: expected an integer >= {low}, got {value!r}")
+    batch_size, seq_len = integer("batch_size", batch_size), integer("seq_len", seq_len, 2)
+    grad_accum = integer("grad_accum", grad_accum)
     given = _without_memory(model) if isinstance(model, Config) else model
     ops = get_ops(backend if backend is not None else given.backend)
     trace, config = Trace(), given.config

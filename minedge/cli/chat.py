@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from minedge.cli.common import load_model, need_tokenizer
 from minedge.cli.console import Console
-from minedge.cli.generate import sampling_options, sampling_values, stream
+from minedge.cli.generate import draft_of, draft_options, sampling_options, sampling_values, stream
 from minedge.cli.parser import model_options
 from minedge.errors import UsageError
 
@@ -23,6 +23,7 @@ EXAMPLES = (
     "minedge chat",
     "minedge chat --model my-model --temp 0.7 --seed 1",
     'printf "What is a list?\\n" | minedge chat --max-tokens 40',
+    "minedge chat --model my-model --draft-model my-small-model",
     'minedge chat --template "{message}" --stop "\\n"',
 )
 HELP = "/help shows this, /reset forgets the conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer"
@@ -44,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="an answer ends before this (default: where the template ends it)",
     )
+    draft_options(parser)
     sampling_options(parser, max_tokens=100)
 
 
@@ -64,8 +66,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
             console.note(HELP if message == "/help" else f"unknown command {message!r}; {HELP}")
         elif message:
             turns.append({"message": message, "answer": chat.answer(message)})
-    console.result({"turns": turns})
-    return 0
+    report: dict[str, Any] = {"turns": turns, "refused": chat.refused}
+    if args.draft_model:
+        report["draft"] = {**asdict(chat.counts), "accepted_share": chat.counts.accepted_share}
+    console.result(report)
+    return 2 if chat.refused and not interactive else 0  # who talks through a pipe sees no error but this
 
 
 class Chat:
@@ -89,7 +94,9 @@ class Chat:
             if token is not None:  # a special token decodes to nothing, so it ends the answer as a token
                 self.model, end = _ending_with(model, token), ""
         self.stops = [text.replace("\\n", "\n") for text in args.stop or []] or ([end] if end else [])
-        self.settings = sampling_values(args)
+        draft, self.counts = draft_of(args)
+        self.settings = {**sampling_values(args), **draft}
+        self.refused = 0  # messages that were too long
         self.history: list[tuple[str, str]] = []
 
     def text(self, message: str) -> str:
@@ -123,6 +130,7 @@ class Chat:
             prompt = self.prompt(message)
         except UsageError as error:
             self.console.status(f"minedge chat: error: {error}")
+            self.refused += 1
             return ""
         try:
             for piece in stream(self.model, prompt, self.console, stop=self.stops or None, **self.settings):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ __all__ = [
     "check_output",
     "disk_bytes",
     "find",
+    "flags",
     "load_model",
     "lora_target",
     "model_facts",
@@ -81,6 +84,18 @@ def lora_target(config: Any) -> list[str]:
     """The matrices that an adapter goes on where nobody says: queries and values, or the matrix that holds both."""
     names = [role.rsplit(".", 1)[-1] for role in config.arch.attn_in]
     return names if len(names) == 1 else [names[0], names[2]]
+
+
+@contextmanager
+def flags(**options: str) -> Iterator[None]:
+    """Errors about these arguments name the options that the user typed: flags(r="--lora-rank")."""
+    try:
+        yield
+    except UsageError as error:
+        name, colon, rest = str(error).partition(":")
+        if name not in options:
+            raise
+        raise UsageError(f"{options[name]}{colon}{rest}") from error
 
 
 def need_tokenizer(model: Any) -> Any:

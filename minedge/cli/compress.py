@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import check_output, disk_bytes, load_model, model_facts, model_path
+from minedge.cli.common import check_output, disk_bytes, load_model, model_facts, model_path, need_tokenizer
 from minedge.cli.console import Console
 from minedge.cli.data import data_options, held_out_part, load_dataset, max_length, measure_text
 from minedge.cli.parser import integer, model_options, one_of, output_options
@@ -44,8 +44,13 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any]:
     """Everything that can be wrong with the options, before any work: (model, data or None)."""
     check_output(args.out, args.overwrite)
     model = load_model(args)
+    if not hasattr(args, "data"):
+        return model, None
     max_length(args, model)
-    return model, load_dataset(args) if args.data else None
+    dataset = load_dataset(args) if args.data else None
+    if dataset is not None:
+        need_tokenizer(model)
+    return model, dataset
 
 
 def save(model: Any, args: argparse.Namespace, dtype: str | None) -> Path:

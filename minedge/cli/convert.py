@@ -25,6 +25,7 @@ EXAMPLES = (
     "minedge convert stories260K.bin stories --to minedge --json",
 )
 TYPES = {"gguf": ("keep", "f32", "f16", "q8_0", "q4_0"), "hf": ("f32", "f16"), "minedge": ("keep", "f32", "f16")}
+_PLACES = {"gguf": "a GGUF file", "hf": "a folder for transformers", "minedge": "a minedge folder"}
 _FOLDER_DTYPES = {"keep": None, "f32": "float32", "f16": "float16"}
 
 
@@ -49,8 +50,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     to = args.to or ("gguf" if args.out.endswith(".gguf") else "minedge")
     dtype = args.type or TYPES[to][0]
     if dtype not in TYPES[to]:
-        hint = "; minedge quantize packs matrices into 4 or 8 bits" if to == "minedge" else ""
-        raise UsageError(f"--type: expected one of {', '.join(TYPES[to])} for --to {to}, got {dtype!r}{hint}")
+        raise UsageError(
+            f"--type: {_PLACES[to]} (--to {to}) takes {', '.join(TYPES[to])}, got {dtype!r}; "
+            f"--to {' or '.join(place for place in TYPES if dtype in TYPES[place])} takes that"
+            + ("; minedge quantize packs matrices into 4 or 8 bits" if dtype[0] == "q" else "")
+        )
     args.model = args.source
     out = Path(args.out).expanduser()
     if to != "gguf":

@@ -6,8 +6,8 @@ import argparse
 import math
 from typing import Any
 
-from minedge.cli.common import adapter_folder, check_output, disk_bytes, load_model, model_facts
-from minedge.cli.compress import save
+from minedge.cli.common import adapter_folder, disk_bytes, model_facts
+from minedge.cli.compress import prepare, save
 from minedge.cli.console import Console
 from minedge.cli.parser import model_options, one_of, output_options
 from minedge.cli.text import size
@@ -49,10 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     import minedge
 
-    check_output(args.out, args.overwrite)
     weights = _weights(args.weights)
     paths, args.adapter_path = args.adapter_path or [], None
-    model = load_model(args)
+    model, _ = prepare(args)
     for given in paths:
         name, _, path = given.rpartition("=")
         model = minedge.lora.load_adapter(model, adapter_folder(path), adapter=name or "default")
@@ -60,8 +59,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UsageError(
             "--adapter-path: expected an adapter to merge, the model has none; minedge train --method lora makes one"
         )
-    if args.verify and weights and any(weight != 1 for weight in weights.values()):
-        _refuse_dora(model, weights)
     merged = minedge.lora.merge(model, weights)
     out = save(merged, args, args.dtype)
     adapted = len(minedge.lora.merge_costs(model, weights)) if args.verify else _merged(model, merged)
@@ -78,15 +75,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         report.update(_verified(model, minedge.load(out, backend=args.backend), weights, console))
     console.result(report)
     return 0
-
-
-def _refuse_dora(model: Any, weights: dict[str, float]) -> None:
-    """`UsageError` before any work: a part of DoRA's change is no low-rank adapter to compare the result with."""
-    from minedge.compress.compositions import adapters
-
-    for layer in (layer for kind in model.linears.values() for layer in adapters(kind)):
-        if layer.kind == "dora" and layer.adapter in weights:
-            raise UsageError(f"--verify: {layer.adapter!r} is a DoRA adapter, which is compared at weight 1 alone")
 
 
 def _merged(model: Any, merged: Any) -> int:
@@ -113,7 +101,7 @@ def _verified(model: Any, saved: Any, weights: dict[str, float] | None, console:
     import minedge
     from minedge.compress.compositions import core
 
-    difference, largest, same, positions = _compared(_unmerged(model, weights), saved)
+    difference, largest, same, positions = _compared(minedge.lora.beside(model, weights), saved)
     report: dict[str, Any] = {
         "largest_logit_difference": difference,
         "largest_logit": largest,
@@ -141,19 +129,6 @@ def _verified(model: Any, saved: Any, weights: dict[str, float] | None, console:
             f"{lossy[worst].lost:.0%} ({worst}) and {in_a_weight:.2g} in a weight"
         )
     return report
-
-
-def _unmerged(model: Any, weights: dict[str, float] | None) -> Any:
-    """The model that merging with `weights` should equal, with the adapters beside their weights."""
-    import minedge
-
-    if weights is None:
-        return model
-    if any(weight != 1 for weight in weights.values()):
-        return minedge.lora.stack(model, weights, adapter="_".join(["stacked", *sorted(weights)]))
-    for name in weights:
-        model = minedge.lora.set_active(model, True, name)
-    return model
 
 
 def logit_difference(a: Any, b: Any, rows: int = 4) -> tuple[float, float]:

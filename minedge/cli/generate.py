@@ -13,7 +13,10 @@ from minedge.cli.console import Console
 from minedge.cli.parser import fraction, integer, model_options, real
 from minedge.errors import UsageError
 
-__all__ = ["DESCRIPTION", "EXAMPLES", "Meter", "add_options", "run", "sampling_options", "sampling_values"]
+__all__ = [
+    "DESCRIPTION", "EXAMPLES", "Meter", "add_options", "draft_of", "draft_options", "run", "sampling_options",
+    "sampling_values", "stream",
+]  # fmt: skip
 
 DESCRIPTION = """Continue a prompt and print the text as it comes. Temperature 0, the default, always takes the
 likeliest token; above 0 it draws, and the same seed draws the same text. Speed goes to stderr, so the text can be
@@ -32,6 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help=r"end before this text (\n is a newline); repeatable"
     )
+    draft_options(parser)
+    sampling_options(parser, max_tokens=100)
+
+
+def draft_options(parser: argparse.ArgumentParser) -> None:
+    """Options of generate and chat."""
     parser.add_argument(
         "--draft-model", metavar="NAME_OR_DIR",
         help="smaller model of the same vocabulary that guesses tokens ahead: the same greedy text, often sooner",
@@ -39,7 +48,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-draft-tokens", type=integer(1, 64), metavar="N", help="tokens to guess at a time (default: 4)"
     )
-    sampling_options(parser, max_tokens=100)
 
 
 def sampling_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
@@ -70,7 +78,7 @@ def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    draft, counts = _draft(args)
+    draft, counts = draft_of(args)
     model = load_model(args)
     meter = Meter(need_tokenizer(model))
     stops = [text.replace("\\n", "\n").replace("\\t", "\t") for text in args.stop or []]
@@ -98,7 +106,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _draft(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
+def draft_of(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """Arguments of `Model.generate` for --draft-model, none without it; and where its guesses are counted."""
     from minedge.model.speculative import DraftCounts
 

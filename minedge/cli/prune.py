@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 
-from minedge.cli.common import need_tokenizer
 from minedge.cli.compress import compress_options, file_dtype, prepare, report_change, save
 from minedge.cli.console import Console
 from minedge.cli.parser import fraction, one_of
@@ -54,8 +53,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.nm and (args.sparsity is not None or args.scope):
         raise UsageError("--nm: sets the sparsity and the scope itself; leave out --sparsity and --scope")
     model, dataset = prepare(args)
-    if dataset is not None:
-        need_tokenizer(model)
     names = args.target.split(",") if args.target else None
     if args.nm:
         pruned = minedge.prune.nm(model, args.nm[0], args.nm[1], names=names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from minedge.cli.common import need_tokenizer
 from minedge.cli.compress import compress_options, file_dtype, prepare, report_change, save
 from minedge.cli.console import Console
 from minedge.cli.parser import integer, one_of
@@ -62,8 +61,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     kind = _type(args)
     bits, usual = TYPES[kind]
     model, dataset = prepare(args)
-    if dataset is not None:
-        need_tokenizer(model)
     size = args.group_size or usual
     shared = {"embeddings": args.embeddings, "strict": args.strict}
     if kind == "int8":

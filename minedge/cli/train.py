@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from minedge.cli.common import check_output, load_model, lora_target, need_tokenizer
+from minedge.cli.common import check_output, flags, load_model, lora_target, need_tokenizer
 from minedge.cli.console import Console
 from minedge.cli.data import data_options, load_dataset, max_length
 from minedge.cli.parser import Parser, fraction, integer, model_options, one_of, output_options, real, size_map
@@ -169,6 +169,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from minedge.finetune.prepare import packed_parts, start_model
 
     resume = None if args.resume == "never" else args.resume
+    if resume not in (None, "auto") and not Path(resume).expanduser().exists():
+        raise UsageError(
+            f"--resume: expected auto, never, a run's folder or a checkpoint in it, {resume!r} does not exist"
+        )
     if resume != "auto":  # a run to go on with may be there; everything else is refused before any work
         check_output(args.out, args.overwrite)
     elif args.overwrite:
@@ -181,7 +185,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if config.method == "full" and args.num_layers not in (None, -1):
         model = replace(model, trainable_names=_last_layers(model, args.num_layers, model.trainable_names))
 
-    model = start_model(model, config)
+    with flags(r="--lora-rank", lora_alpha="--lora-alpha", target="--lora-target"):
+        model = start_model(model, config)
     # Packed before the run, so that the memory measured in it is the method's.
     packed_train, packed_valid, info = packed_parts(dataset, model.tokenizer, length)
     data = SimpleNamespace(train=packed_train, valid=packed_valid, info=info)

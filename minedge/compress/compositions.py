@@ -71,6 +71,7 @@ WRAPS: dict[tuple[str, str], Rule] = {
 APPLIES: dict[tuple[str, str], Rule] = {
     ("int4", "dense"): Rule(True, "Int4"),
     ("int4", "masked"): Rule(True, "Int4; pruned weights keep reading as exactly 0, the mask itself is dropped"),
+    # Matrices that are of the very kind asked for stay as they are where others are packed, such as an embedding.
     ("int4", "int4"): Rule(False, "it is quantized already and a second rounding adds error; start from float weights"),
     ("int4", "nf4"): Rule(False, "it is quantized already and a second rounding adds error; start from float weights"),
     ("int4", "int8"): Rule(True, "Int4; the 8-bit rounding before it is 16 times finer"),

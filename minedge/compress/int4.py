@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minedge.compress.packing import pack_linears
+from minedge.config import integer
 from minedge.errors import UsageError
 from minedge.model.linears import LinearKind, Params, Shapes, register
 from minedge.model.model import Model
@@ -47,8 +48,10 @@ class Int4(LinearKind):
     group_size: int = 32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size not in GROUP_SIZES:
-            raise UsageError(f"group_size: expected {', '.join(map(str, GROUP_SIZES))}, got {self.group_size!r}")
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        object.__setattr__(self, "group_size", integer("group_size", self.group_size, 1, sizes))
+        if self.group_size not in GROUP_SIZES:
+            raise UsageError(f"group_size: expected {sizes}, got {self.group_size!r}")
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
         if in_features % self.group_size:
@@ -110,7 +113,7 @@ def int4(model: M, group_size: int = 32, embeddings: bool = False, scale: str = 
     Adapters stay on top: LoRA(Dense) becomes LoRA(Int4). A pruned matrix becomes Int4 whose pruned weights still read
     as exactly 0. Trainable names stay, less the arrays that are gone: norms, biases and adapters can still be
     trained, codes and scales cannot. Raises `UsageError` for a matrix that is int4 already with another group size,
-    or has weights that are not finite.
+    a model that is so throughout, or weights that are not finite.
     """
     kind = Int4(group_size)
     if scale not in ("max", "mse"):

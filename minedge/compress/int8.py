@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minedge.compress.packing import pack_linears
+from minedge.config import integer
 from minedge.errors import UsageError
 from minedge.model.linears import LinearKind, Params, Shapes, register
 from minedge.model.model import Model
@@ -43,7 +44,8 @@ class Int8(LinearKind):
     group_size: int = 32
 
     def __post_init__(self) -> None:
-        if not isinstance(self.group_size, int) or self.group_size != 32:
+        object.__setattr__(self, "group_size", integer("group_size", self.group_size, 1, "32, the only one of int8"))
+        if self.group_size != 32:
             raise UsageError(f"group_size: expected 32, the only one of int8, got {self.group_size!r}")
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:

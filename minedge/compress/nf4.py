@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minedge.compress.packing import pack_linears
+from minedge.config import integer
 from minedge.errors import UsageError
 from minedge.model.linears import LinearKind, Params, Shapes, register
 from minedge.model.model import Model
@@ -50,8 +51,10 @@ class NF4(LinearKind):
     double_quant: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.block_size, int) or self.block_size not in BLOCK_SIZES:
-            raise UsageError(f"block_size: expected {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size!r}")
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        object.__setattr__(self, "block_size", integer("block_size", self.block_size, 1, sizes))
+        if self.block_size not in BLOCK_SIZES:
+            raise UsageError(f"block_size: expected {sizes}, got {self.block_size!r}")
         if not isinstance(self.double_quant, bool):
             raise UsageError(f"double_quant: expected True or False, got {self.double_quant!r}")
 

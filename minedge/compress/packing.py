@@ -41,7 +41,7 @@ def pack_linears(
     ops, params, linears = model.ops, dict(model.params), dict(model.linears)
     for name, shape in shapes.items():
         inside = core(linears[name])
-        if name in odd or inside == kind:
+        if name in odd or inside == kind:  # stays as it is
             continue
         check_applies(kind.kind, inside, name)
         made = (pack or kind.pack)(name, inside.dense(params, name, ops), ops)
@@ -49,6 +49,8 @@ def pack_linears(
             del params[key]
         params.update(made)
         linears[name] = with_core(linears[name], kind)
+    if linears == model.linears and len(odd) < len(shapes):  # nothing done: refused where packing twice is
+        check_applies(kind.kind, kind, "every matrix")
     return model.with_params(params, linears)
 
 

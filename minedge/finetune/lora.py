@@ -30,9 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minedge.compress.compositions import adapters, check_applies, check_base, core, default_trainable, select
+from minedge.config import integer
 from minedge.errors import UsageError
 from minedge.finetune.lora_files import load_adapter, refuse_second, save_adapter
-from minedge.finetune.lora_several import chosen, factors_of, set_active, stack, without
+from minedge.finetune.lora_several import beside, chosen, factors_of, set_active, stack, without
 from minedge.model.linears import Dense, LinearKind, Params, Shapes, kind_class, register
 from minedge.model.model import Model
 from minedge.model.noise import tensor_id
@@ -40,8 +41,8 @@ from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops
 
 __all__ = [
-    "Cost", "LoRA", "add", "count", "load_adapter", "merge", "merge_costs", "merge_error", "save_adapter", "set_active",
-    "stack",
+    "Cost", "LoRA", "add", "beside", "count", "load_adapter", "merge", "merge_costs", "merge_error", "save_adapter",
+    "set_active", "stack",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -66,11 +67,11 @@ class LoRA(LinearKind):
 
     def __post_init__(self) -> None:
         check_base(self.kind, self.base)
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise UsageError(f"r: expected an integer >= 1, got {self.r!r}")
-        number = isinstance(self.lora_alpha, (int, float)) and not isinstance(self.lora_alpha, bool)
-        if not number or not math.isfinite(self.lora_alpha):
+        object.__setattr__(self, "r", integer("r", self.r))
+        alpha = self.lora_alpha.item() if isinstance(self.lora_alpha, np.number) else self.lora_alpha
+        if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
             raise UsageError(f"lora_alpha: expected a finite number, got {self.lora_alpha!r}")
+        object.__setattr__(self, "lora_alpha", alpha)  # a plain number, which config.json can hold
         if not isinstance(self.adapter, str) or not re.fullmatch(r"[\w-]+", self.adapter):
             raise UsageError(f"adapter: expected a name of letters, digits, '_' and '-', got {self.adapter!r}")
         for switch in ("active", "use_rslora"):
@@ -202,8 +203,7 @@ def add(
     Raises `UsageError` for a target the model does not have (with the nearest names) and for a rank that no matrix
     here can have.
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UsageError(f"seed: expected an integer >= 0, got {seed!r}")
+    seed, r = integer("seed", seed, 0), integer("r", r)
     if not isinstance(use_dora, bool):
         raise UsageError(f"use_dora: expected True or False, got {use_dora!r}")
     shapes, params, linears = linear_shapes(model.config), dict(model.params), dict(model.linears)

@@ -5,14 +5,15 @@ up in any order. The sum w_a s_a B_a A_a + w_b s_b B_b A_b is itself of low rank
 
     [w_a s_a B_a | w_b s_b B_b] [A_a; A_b]          rank r_a + r_b, exact
 
-Averaging the A and the B separately, as some tools do, is not: mean(B) mean(A) holds cross terms B_a A_b.
+Averaging the A and the B separately, as some tools do, is not: mean(B) mean(A) holds cross terms B_a A_b. DoRA's change
+is not of low rank, so no adapter stands for a part of it; `beside` counts it in products with activations instead.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,10 +22,11 @@ from minedge.compress.compositions import adapters, core
 from minedge.config import did_you_mean
 from minedge.errors import UsageError
 from minedge.finetune.lora_files import named_adapters, refuse_second
-from minedge.model.linears import LinearKind
+from minedge.model.linears import LinearKind, Params, Shapes
 from minedge.model.model import Model
+from minedge.ops import Ops
 
-__all__ = ["chosen", "factors_of", "set_active", "stack", "without"]
+__all__ = ["beside", "chosen", "factors_of", "set_active", "stack", "without"]
 
 M = TypeVar("M", bound=Model)
 
@@ -87,6 +89,42 @@ def stack(model: M, weights: Mapping[str, float] | None = None, adapter: str = "
         linears[name] = made
         names |= {a_name, b_name}
     return model.with_params(params, linears, frozenset(names))
+
+
+@dataclass(frozen=True)
+class Beside(LinearKind):
+    """A matrix whose adapters `factors` names, on or off, count times their factors: out = kept(x) + sum of factor *
+    (adapter(x) - core(x)). It runs a model and does nothing else: no file holds it, nothing trains it.
+    """
+
+    base: LinearKind
+    factors: tuple[tuple[str, float], ...]
+
+    def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
+        return self.base.shapes(name, out_features, in_features)
+
+    def forward(self, x: Any, params: Params, name: str, ops: Ops, int8: bool = False) -> tuple[Any, tuple]:
+        layers = chosen(self.base, dict(self.factors))
+        out = without(self.base, layers).forward(x, params, name, ops, int8)[0]
+        plain = core(self.base).forward(x, params, name, ops, int8)[0]
+        for layer, factor in layers:
+            alone = replace(layer, base=core(self.base), active=True)
+            out = out + np.float32(factor) * (alone.forward(x, params, name, ops, int8)[0] - plain)
+        return out, ()
+
+
+def beside(model: M, weights: Mapping[str, float] | None = None) -> M:
+    """The model that `merge(model, weights)` should equal, with every adapter beside its weight: what merging is
+    compared with. Of use for logits and text alone.
+    """
+    factors = factors_of(model, weights)
+    if factors is None:
+        return model
+    linears = {
+        name: Beside(kind, tuple(factors.items())) if chosen(kind, factors) else kind
+        for name, kind in model.linears.items()
+    }
+    return model.with_params(model.params, linears, frozenset())
 
 
 def without(kind: Any, layers: list[tuple[Any, float]]) -> LinearKind:

@@ -109,7 +109,10 @@ class MeZO:
         for name in model.trainable_names:
             if model.params[name].dtype not in (np.float32, np.float64):
                 dtype = model.params[name].dtype
-                raise UsageError(f"model: expected float32 trainable weights, got {dtype} ({name}); train other ones")
+                raise UsageError(
+                    f"model: expected float32 trainable weights, got {dtype} ({name}); convert them with "
+                    "array.astype('float32') in model.with_params, or train other ones"
+                )
         signature = _signature(model)
         if not self.log.base_sha256:
             self.log.base_sha256, self.log.trainable_sha256 = weights_hash(model.params), signature

@@ -45,7 +45,10 @@ class AdamW:
         model.require_trainable()
         for name in sorted(model.trainable_names):
             if model.params[name].dtype not in (np.float32, np.float64):
-                raise UsageError(f"model: expected float32 trainable arrays, got {model.params[name].dtype} ({name})")
+                raise UsageError(
+                    f"model: expected float32 trainable arrays, got {model.params[name].dtype} ({name}); "
+                    "model.with_params takes {name: array.astype('float32')}"
+                )
         self.model = model
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.weight_decay, self.clip = weight_decay, clip

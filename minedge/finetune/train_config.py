@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
-from minedge.config import did_you_mean
+from minedge.config import did_you_mean, integer
 from minedge.errors import UsageError
 from minedge.finetune.schedule import SCHEDULES
 
@@ -84,14 +85,14 @@ class TrainConfig:
             ("n_samples", 1),
             ("keep", 1),
         ):
-            _integer(name, getattr(self, name), low)
+            set_(self, name, integer(name, getattr(self, name), low))
         if not isinstance(self.grad_checkpoint, bool):
             raise UsageError(f"grad_checkpoint: expected True or False, got {self.grad_checkpoint!r}")
         for name in ("warmup", "seed", "eval_every", "eval_batches", "save_every", "patience"):
-            _integer(name, getattr(self, name), 0)
+            set_(self, name, integer(name, getattr(self, name), 0))
         for name in ("learning_rate", "weight_decay", "clip", "eps", "adam_eps", "final_ratio", "beta1", "beta2"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
                 raise UsageError(f"{name}: expected a finite number >= 0, got {value!r}")
             set_(self, name, float(value))
         for name in ("eps", "adam_eps"):
@@ -139,8 +140,3 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise UsageError(
             f"{name}: expected one of {', '.join(allowed)}, got {value!r}{did_you_mean(str(value), list(allowed))}"
         )
-
-
-def _integer(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UsageError(f"{name}: expected an integer >= {low}, got {value!r}")

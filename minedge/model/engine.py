@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minedge.config import integer
 from minedge.errors import UsageError
 from minedge.model.kvcache import check_room
 from minedge.model.plan import BLOCK, Lacks, Plan, Step, compile_plan
@@ -49,8 +50,7 @@ class Engine:
         reason = self.why_not(model)
         if reason:
             raise UsageError(f"model: the engine cannot run it: {reason}")
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise UsageError(f"batch: expected a number of sequences >= 1, got {batch!r}")
+        batch = integer("batch", batch, 1, "a number of sequences >= 1")
         config = model.config
         max_length = config.context_length if max_length is None else max_length
         check_room(config, max_length, kv_dtype)

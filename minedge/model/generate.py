@@ -134,6 +134,10 @@ def generate_text(
         ids = [start] if isinstance(start, int) else list(start)
     if not ids:
         raise UsageError("prompt: it is empty and the model names no token to start from")
+    if len(ids) > model.config.context_length:
+        raise UsageError(
+            f"prompt: {len(ids)} tokens, the model's context holds {model.config.context_length}; shorten the prompt"
+        )
     tokens = generate_ids(model, ids, max_tokens, s) if continue_ids is None else continue_ids(ids)
     return _stream(model, tokens, stops)
 

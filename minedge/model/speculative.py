@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minedge.config import integer
 from minedge.errors import UsageError
 from minedge.model.generate import Sampling, draw, probabilities
 from minedge.model.reader import Reader, open_reader
@@ -63,8 +64,7 @@ class DraftCounts:
 
 def check_draft(model: Model, draft: Model, n_draft: int) -> None:
     """Raise `UsageError` unless `draft` can propose tokens to `model`."""
-    if isinstance(n_draft, bool) or not isinstance(n_draft, int) or n_draft < 1:
-        raise UsageError(f"n_draft: expected a number of tokens >= 1, got {n_draft!r}")
+    integer("n_draft", n_draft, 1, "a number of tokens >= 1")
     own, other = (m.config.vocab_size for m in (model, draft))
     if own != other:
         raise UsageError(f"draft_model: expected the model's vocabulary of {own} tokens, it has {other}")

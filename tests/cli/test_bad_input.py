@@ -190,7 +190,9 @@ def test_bad_patterns(refuse):
 def test_rank_zero_and_other_settings(refuse):
     start = (*QUICK_TRAIN, "--out", "o")
     refuse(*start, "--lora-rank", 0, code=2, says=["rank", "0"])
-    refuse(*start, "--lora-rank", 65, code=2, says=["r:", "65"])
+    refuse(*start, "--lora-rank", 65, code=2, says=["--lora-rank: expected at most 64", "65"])
+    refuse("plan", "-m", "tiny", "--method", "lora", "--lora-rank", 65, code=2, says="--lora-rank: expected at most 64")
+    refuse("generate", "-m", "tiny", "-p", "The fox " * 40, code=2, says=["prompt:", "context holds 64; shorten"])
     refuse(*start, "--lora-target", "q_prj", code=2, says="did you mean 'q_proj'")
     refuse(*start, "--method", "full", "--lora-rank", 4, code=2, says="--method")
     refuse(*start, "--iters", 0, code=2, says=["--iters", "1 or more"])
@@ -257,7 +259,9 @@ def test_an_output_folder_that_exists(refuse, home, cli):
 
 
 def test_runs_that_cannot_be_resumed(refuse, home, cli):
-    refuse(*QUICK_TRAIN, "--out", "o", "--resume", "nowhere", code=2, says="nowhere")
+    refuse(*QUICK_TRAIN, "--out", "o", "--resume", "nowhere", code=2, says="--resume: expected auto, never")
+    result = cli(*QUICK_TRAIN, "--out", "o", "--resume", "nowhere")
+    assert "output" not in result.out and "predicted" not in result.out + result.err  # no plan before the refusal
     refuse(*QUICK_TRAIN, "--out", "o", "--resume", "auto", "--overwrite", code=2, says="--overwrite")
     assert cli(*QUICK_TRAIN, "--out", "run", "--iters", 4).code == 0
     refuse(*QUICK_TRAIN, "--out", "run", code=2, says="exists already")

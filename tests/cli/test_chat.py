@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -126,6 +127,26 @@ def test_gguf_carries_the_template(talker, home):
     assert Tokenizer.load(home / "again").chat_template == CHATML
 
 
+# --- a draft model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [[], ["--no-chat-template"]])
+def test_chat_with_a_draft_says_what_the_model_says_alone(talker, cli, monkeypatch, template):
+    assert cli("quantize", "-m", "talker", "--bits", "8", "--out", "small").code == 0
+    said = {}
+    for name, words in (("alone", []), ("drafted", ["--draft-model", "small", "--num-draft-tokens", "3"])):
+        monkeypatch.setattr("sys.stdin", io.StringIO("The quick\nbrown fox\n"))
+        result = cli("chat", "-m", "talker", "--max-tokens", "20", "--backend", "c", *template, *words, "--json")
+        assert result.code == 0, result.err
+        said[name] = json.loads(result.out)
+    assert said["drafted"]["turns"] == said["alone"]["turns"] and len(said["alone"]["turns"]) == 2
+    draft = said["drafted"]["draft"]
+    assert draft["passes"] > 0 and draft["accepted_share"] > 0.3 and "draft" not in said["alone"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("x\n"))
+    alone = cli("chat", "-m", "talker", "--num-draft-tokens", "3")
+    assert alone.code == 2 and "belongs to --draft-model" in alone.err
+
+
 # --- inspect ----------------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +157,26 @@ def test_inspect_tells_of_the_template(talker, cli):
     found = json.loads(cli("inspect", "talker", "--json").out)
     assert "makes more than" in found["chat_template"]
     assert json.loads(cli("inspect", "tiny", "--json").out)["chat_template"] == "none"
+
+
+def test_inspect_itself_opens_no_tokenizer(talker, home, cli, monkeypatch):
+    """Only the child does, a process of its own that these replacements do not reach."""
+    pytest.importorskip("gguf")
+    from minedge.data.tokenizer import Tokenizer
+
+    minedge.load(talker).save_gguf(home / "talker.gguf", dtype="f32")
+    shutil.copytree(talker, home / "wide")
+    (home / "wide" / "tokenizer.json").write_text(Tokenizer.train_bpe([SENTENCE * 20], 310).backend.to_str())
+
+    def opened(*_, **__):
+        pytest.fail("a tokenizer was opened outside the child")
+
+    monkeypatch.setattr(Tokenizer, "load", opened)
+    monkeypatch.setattr(Tokenizer, "__init__", opened)
+    for path in ("talker", "talker.gguf"):
+        assert "300 tokens" in cli("inspect", path).out
+    wide = cli("inspect", "wide")
+    assert wide.code == 3 and "ids up to" in wide.err and "vocab_size is 300" in wide.err
 
 
 @pytest.mark.parametrize(

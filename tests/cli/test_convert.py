@@ -41,7 +41,8 @@ def test_four_bits_stay_four_bits(home, cli):
     assert "15 of Q4_0" in cli("inspect", "q.gguf").out
     tensors = json.loads(cli("inspect", "q.gguf", "--json").out)["tensors"]
     assert {"name": "token_embd.weight", "dtype": "Q4_0", "shape": [300, 64], "bytes": 10800} in tensors
-    assert cli("quantize", "-m", "q.gguf", "--out", "qq").code == 0
+    again = cli("quantize", "-m", "q.gguf", "--out", "qq")
+    assert again.code == 2 and "quantized already" in again.err
 
 
 def test_inspect_says_why_a_good_file_is_no_model(home, cli):
@@ -57,7 +58,15 @@ def test_inspect_says_why_a_good_file_is_no_model(home, cli):
 
 def test_refusals_name_the_argument(home, cli):
     for words, says in (
-        (("tiny", "o", "--to", "hf", "--type", "q4_0"), "--type: expected one of f32, f16 for --to hf"),
+        (
+            ("tiny", "o", "--to", "hf", "--type", "q4_0"),
+            "--type: a folder for transformers (--to hf) takes f32, f16,",
+        ),
+        (("tiny", "o", "--to", "hf", "--type", "keep"), "--to gguf or minedge takes that"),
+        (
+            ("tiny", "o", "--type", "q8_0"),
+            "a minedge folder (--to minedge) takes keep, f32, f16, got 'q8_0'",
+        ),
         (("tiny", "o", "--to", "minedge", "--type", "q8_0"), "minedge quantize"),
         (("tiny", "o", "--to", "guff"), "did you mean 'gguf'"),
         (("tiny", "adapter", "--to", "gguf"), "is a folder, expected a file's name"),

@@ -73,12 +73,23 @@ def test_refusals(home, cli, words, says):
     assert not (home / "f").exists()
 
 
-def test_part_of_a_dora_adapter_is_merged_but_not_verified(home, cli):
-    make_adapter("tiny", "d", 5, use_dora=True)
-    words = ("fuse", "-m", "tiny", "--adapter-path", "d=d", "--weights", "d=0.5", "--out", "f")
-    refused = cli(*words, "--verify")
-    assert refused.code == 2 and "'d' is a DoRA adapter" in refused.err
-    assert cli(*words).code == 0
+def test_part_of_a_dora_adapter_is_merged_and_verified(home, cli):
+    """Its change is of no low rank, so it is compared as it stands: beside the weight, times its number."""
+    make_adapter("tiny", "d", 5, target="all", use_dora=True)
+    make_adapter("tiny", "l", 6, target="all")
+    words = ("fuse", "-m", "tiny", "--adapter-path", "d=d", "--adapter-path", "l=l")
+    whole = run(cli, *words, "--out", "whole", "--verify")
+    assert whole["largest_logit_difference"] < 1e-4
+    part = run(cli, *words, "--weights", "d=0.5,l=-0.25", "--out", "part", "--verify")
+    assert part["largest_logit_difference"] < 1e-4 < 1e-3 * part["largest_logit"]
+    one = run(cli, *words, "--weights", "d=0.5", "--out", "one", "--verify")  # the other stays beside the weights
+    assert one["largest_logit_difference"] < 1e-4
+    assert minedge.lora.count(minedge.load("one")) == minedge.lora.count(
+        minedge.lora.load_adapter(minedge.load("tiny"), "l")
+    )
+    tokens = np.arange(24).reshape(2, 12)
+    both = minedge.lora.load_adapter(minedge.lora.load_adapter(minedge.load("tiny"), "d", "d"), "l", "l")
+    assert np.abs(both.logits(tokens) - minedge.load("part").logits(tokens)).max() > 1e-3  # the numbers count
 
 
 def test_quantize_to_nf4(home, cli):

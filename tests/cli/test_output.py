@@ -137,7 +137,8 @@ def test_prompt_and_messages_from_stdin(home):
     done = subprocess.run(
         [*run, "chat", "-m", "tiny", "--max-tokens", "4", "--json"], input=talk.encode(), capture_output=True
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr  # one message was refused
+    assert json.loads(done.stdout)["refused"] == 1
     turns = json.loads(done.stdout)["turns"]
     assert [turn["message"][:5] for turn in turns] == ["hello", "a ver", "again"]
     assert b"shorten it" in done.stderr

@@ -190,12 +190,18 @@ def test_other_group_sizes_are_refused(group_size):
 
 
 def test_quantizing_twice():
+    """Refused, as the table of compositions says, unless something else is packed: the embedding here."""
     packed = quant.int4(model())
-    assert fingerprint(quant.int4(packed)) == fingerprint(packed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(UsageError, match="quantized already"):
-            quant.int4(packed, group_size=64)
+    for group_size in (32, 64):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(UsageError, match="quantized already"):
+                quant.int4(packed, group_size=group_size)
+    both = quant.int4(packed, embeddings=True)
+    assert {kind.kind for kind in both.linears.values()} == {"int4"}
+    assert all(both.params[name] is array for name, array in packed.params.items() if name.endswith(".qweight"))
+    whole = quant.int8(model())
+    assert fingerprint(quant.int8(whole)) == fingerprint(whole)  # unchanged, as the table says
 
 
 def test_unknown_scale_rule():

@@ -377,3 +377,18 @@ def test_whole_model_with_adapters_saved_and_loaded(tmp_path):
 
 def trained(m, **options):
     return with_random_adapters(lora.add(m, **options))
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.int32, np.uint16])
+def test_sizes_ranks_and_seeds_are_integers_of_any_type(tmp_path, kind):
+    base = model("llama")
+    plain = lora.add(base, r=4, lora_alpha=8, seed=3)
+    made = lora.add(base, r=kind(4), lora_alpha=kind(8), seed=kind(3))
+    assert made.linears == plain.linears
+    assert all(made.params[name].tobytes() == array.tobytes() for name, array in plain.params.items())
+    lora.save_adapter(made, tmp_path / "a")  # JSON holds plain numbers only
+    packed = quant.int4(made, group_size=kind(32)).linears["model.layers.0.self_attn.q_proj"]
+    assert packed.to_dict()["base"] == {"kind": "int4", "group_size": 32}
+    for bad in (4.0, True, "4", None, np.float64(4), 0):
+        with pytest.raises(UsageError, match="r: expected an integer >= 1"):
+            lora.add(base, r=bad)
