@@ -92,9 +92,10 @@ class TrainConfig:
             set_(self, name, integer(name, getattr(self, name), 0))
         for name in ("learning_rate", "weight_decay", "clip", "eps", "adam_eps", "final_ratio", "beta1", "beta2"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+            if not 0 <= number < math.inf:
                 raise UsageError(f"{name}: expected a finite number >= 0, got {value!r}")
-            set_(self, name, float(value))
+            set_(self, name, number)
         for name in ("eps", "adam_eps"):
             if getattr(self, name) == 0:
                 raise UsageError(f"{name}: expected a number > 0, got 0")
