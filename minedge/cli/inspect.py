@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minedge.cli import inspect_json
 from minedge.cli.common import disk_bytes, find
 from minedge.cli.console import Console
 from minedge.cli.text import size
@@ -15,8 +17,8 @@ from minedge.errors import MinedgeFormatError, UsageError
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_options", "run"]
 
-DESCRIPTION = """Open a model folder, a LoRA adapter, a training run, a .safetensors or .gguf file or a MeZO log, check
-it as strictly as loading does, and show what is in it: architecture, tensors, linear kinds, bytes by part, tokenizer. A
+DESCRIPTION = """Open a model folder, a LoRA adapter, a training run, one of their files or a MeZO log, check it as
+strictly as loading does, and show what is in it: architecture, tensors, linear kinds, bytes by part, tokenizer. A
 damaged file gives the reason and exit code 3. Tokenizers and chat templates are opened in a child process with little
 memory and time."""
 EXAMPLES = (
@@ -86,6 +88,18 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
         return _gguf
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         return _safetensors
+    if path.suffix == ".json":
+        by_name = {
+            "config.json": inspect_json.model_config,
+            "adapter_config.json": inspect_json.adapter_config,
+            "tokenizer.json": inspect_json.tokenizer,
+            "model.safetensors.index.json": inspect_json.shard_index,
+        }
+        return by_name.get(path.name, inspect_json.any_json)
+    if re.fullmatch(r"tok\d{1,9}\.bin", path.name):
+        return inspect_json.tokenizer
+    if not start:
+        raise MinedgeFormatError(f"{path}: it is empty")
     return _model  # a llama2.c file; for others its reader says what was expected
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -92,6 +93,13 @@ def _read(path: Path) -> Any:
         if (path / "config.json").exists() or len(ggufs) != 1:
             return Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
         path = ggufs[0]
+    if path.suffix == ".json":
+        return Tokenizer.load(path)
+    sized = re.fullmatch(r"tok(\d{1,9})\.bin", path.name)
+    if sized:
+        from minedge.io.llama2c import read_tokenizer as read_llama2c
+
+        return read_llama2c(path, int(sized[1]))
     with path.open("rb") as file:
         head = file.read(28)
     if head.startswith(b"GGUF"):

@@ -179,6 +179,31 @@ def test_inspect_itself_opens_no_tokenizer(talker, home, cli, monkeypatch):
     assert wide.code == 3 and "ids up to" in wide.err and "vocab_size is 300" in wide.err
 
 
+def test_inspect_of_any_single_file(talker, home, cli):
+    shutil.copy(home / "adapter" / "adapter_config.json", home / "adapter_config.json")
+    (home / "empty.bin").write_bytes(b"")
+    (home / "cut.json").write_text('{"a": [1,')
+    (home / "notes.json").write_text('{"a": 1}')
+    (home / "tok9.bin").write_bytes(b"\x01\0\0\0")
+    (home / "sub").mkdir()
+    (home / "sub" / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    index = home / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "../outside.safetensors"}}')
+    for path, code, says in (
+        ("talker/tokenizer.json", 0, "300"),
+        ("talker/config.json", 0, "llama"),
+        ("adapter_config.json", 0, "q_proj"),
+        ("notes.json", 0, "JSON object"),
+        ("empty.bin", 3, "it is empty"),
+        ("cut.json", 3, "not valid JSON"),
+        ("tok9.bin", 3, "too short for the 9 tokens"),
+        ("sub/adapter_config.json", 3, "'IA3'"),
+        (index.name, 3, "not the name of a file in this folder"),
+    ):
+        result = cli("inspect", path)
+        assert result.code == code and says in result.out + result.err, (path, result)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
