@@ -37,6 +37,7 @@ FORMAT_VERSION = 1
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 _EXACT = {"uint8": "U8", "int8": "I8", "float16": "F16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
 _MAX_LAYERS = 1_000  # tables have entries for each
+_PER_LAYER = 9  # tensors, at least: two norms and seven matrices
 FILE_DTYPE_KEYS = ("torch_dtype", "dtype")  # older and newer name; of the file, not the model
 # What values of the wrong type in a config.json can provoke on their way through the dataclasses.
 _BAD_CONFIG = (MinedgeError, TypeError, ValueError, AttributeError, KeyError, ArithmeticError, RecursionError)
@@ -53,9 +54,9 @@ def read_model(
     config, data = _read_sizes(folder)
     with contextlib.ExitStack() as stack:
         tensors = open_weights(folder, config, stack)
-        if config.n_layer > len(tensors):  # before the tables that have entries for each
+        if _PER_LAYER * config.n_layer > len(tensors):  # before the tables that have entries for each layer
             raise MinedgeFormatError(
-                f"{folder}: config.json asks for {config.n_layer} layers in {len(tensors)} tensors"
+                f"{folder}: tensors missing: {len(tensors)} in all for the {config.n_layer} layers of config.json"
             )
         linears = _read_linears(folder, config, data)
         params = _read_params(folder, config, linears, tensors)

@@ -14,7 +14,7 @@ from minedge.errors import MinedgeFormatError
 from minedge.io import gguf, llama2c
 from minedge.io.gguf_header import load_header
 from tests.io import badfiles
-from tests.io.gguf_files import ARRAY, BAD, GGUF, HEADER_RULES, STRING, U8, U32, Tensor, array, good, string, u32
+from tests.io.gguf_files import ARRAY, BAD, F32, GGUF, HEADER_RULES, STRING, U8, U32, Tensor, array, good, string, u32
 from tests.io.llama2c_files import BAD as BAD_LLAMA2C
 from tests.io.llama2c_files import BAD_TOKENIZERS
 
@@ -100,7 +100,13 @@ def test_many_small_entries_stay_below_four_times_the_file(tmp_path: Path) -> No
     many.set("pad", STRING, string("p" * 250_000))
     few = good()
     few.tensors += tensors
-    for made in (strings, padded.set("general.alignment", U32, 0), numbers, long, many, few):
+    types = good().set("tokenizer.ggml.token_type", ARRAY, array(U8, [b"\1"] * 300_000))
+    scores = good().set("tokenizer.ggml.scores", ARRAY, array(F32, [u32(0x3F800000)] * 100_000))
+    tokens = good().set("tokenizer.ggml.tokens", ARRAY, array(STRING, [string("a")] * 100_000))
+    merges = good().set("tokenizer.ggml.model", STRING, "gpt2").set("tokenizer.ggml.pre", STRING, "gpt-2")
+    merges.set("tokenizer.ggml.merges", ARRAY, array(STRING, [string("a b")] * 100_000))
+    made_of_many = (strings, padded.set("general.alignment", U32, 0), numbers, long, many, few)
+    for made in (*made_of_many, types, scores, tokens, merges):
         _refused(made.build(), tmp_path / "m.gguf")
 
 

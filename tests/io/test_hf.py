@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -472,3 +473,16 @@ def test_what_is_written_is_what_param_shapes_says(tmp_path: Path) -> None:
         m.save(tmp_path / name)
         stored = load_file(tmp_path / name / "model.safetensors")
         assert stored.keys() == param_shapes(m.config, dict.fromkeys(linear_shapes(m.config), Dense())).keys()
+
+
+def test_layers_that_are_not_there_cost_nothing(folder: Path) -> None:
+    """Tables have entries for every layer, so they are made once it is certain that there are tensors for them."""
+    _edit_json(folder / "config.json", num_hidden_layers=1_000)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    tracemalloc.start()
+    try:
+        with pytest.raises(MinedgeFormatError, match="tensors missing: 20 in all for the 1000 layers"):
+            hf.read_model(folder)
+        assert tracemalloc.get_traced_memory()[1] < size
+    finally:
+        tracemalloc.stop()

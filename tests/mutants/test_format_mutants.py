@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("gguf")
 
 from minedge.errors import MinedgeFormatError
-from minedge.io import gguf, gguf_write, llama2c  # noqa: F401 - loaded before a mutant is, so that none keeps one
+from minedge.io import gguf, gguf_write, jsonfile, llama2c, safetensors  # noqa: F401 - loaded before a mutant is, so that none keeps one
 from minedge.io.gguf_types import TYPES
-from tests.io import test_gguf, test_llama2c
+from tests.io import test_gguf, test_gguf_bad, test_jsonfile, test_llama2c, test_safetensors
 from tests.io.gguf_files import BAD, HEADER_RULES
 from tests.mutants.planting import mutated_module
 
@@ -81,6 +81,14 @@ def refusals(path: Path) -> None:
             pytest.fail(name)
 
 
+def memory(path: Path) -> None:
+    test_gguf_bad.test_many_small_entries_stay_below_four_times_the_file(path)
+    for each in (0, 60):
+        test_safetensors.test_many_small_tensors_stay_below_four_times_the_file(path, each)
+    for text in ("[],", '{"b":1},', '"%x":0,', "😀"):
+        test_jsonfile.test_values_of_few_characters_stay_below_four_times_the_text(text, 40_000)
+
+
 # name: module, what stands there, what the mutant has instead, the check that must fail
 MUTANTS: dict[str, tuple[str, str, str, Callable[[Path], None]]] = {
     "nibbles swapped": ("gguf_types", "[part & 0x0F, part >> 4]", "[part >> 4, part & 0x0F]", types),
@@ -140,6 +148,12 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[Path], None]]] = {
     "end unchecked": ("gguf_header", "if cursor.size > _round_up(position, alignment)", "if False", refusals),
     "twins unchecked": ("gguf_header", "if key in metadata", "if False", refusals),
     "unknown tensors ignored": ("gguf", "(found.keys() - wanted.keys(), ", "(set(), ", refusals),
+    "names of any number": ("safetensors_header", "if self.left < for_now", "if False", memory),
+    "JSON values of any number": ("jsonfile", "if cost > 4 * len(data) + _FREE", "if False", memory),
+    "tokens of any number": (
+        "gguf_tokenizer", "if listed[name] not in (0, listed[\"tokens\"])",
+        "if len(file.array(prefix + name, int if name == 'token_type' else float) or []) not in (0, listed[\"tokens\"])",
+        memory),
     "shapes unchecked": ("gguf", "if found[name].shape != tuple(shape)", "if False", refusals),
 }  # fmt: skip
 
