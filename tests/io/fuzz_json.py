@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -45,7 +46,7 @@ def _json_mutant(rng: random.Random, good_text: str, places: list[tuple[Any, ...
             elif rng.random() < 0.15 and isinstance(part, dict):
                 part[rng.choice(["", "a", "use_magic", "minedge", "head_dim"])] = part.pop(place[-1])
             else:
-                part[place[-1]] = rng.choice(_VALUES)
+                part[place[-1]] = copy.deepcopy(rng.choice(_VALUES))  # a later change may go into it
         except (KeyError, IndexError, TypeError):  # an earlier change has taken the place away
             continue
     text = bytearray(json.dumps(value).encode())
