@@ -99,7 +99,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]]:
     if re.fullmatch(r"tok\d{1,9}\.bin", path.name):
         return inspect_json.tokenizer
     if not start:
-        raise MinedgeFormatError(f"{path}: it is empty")
+        raise MinedgeFormatError(f"{path}: it is empty, expected a model, an adapter or one of their files")
     return _model  # a llama2.c file; for others its reader says what was expected
 
 
