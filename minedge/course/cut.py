@@ -91,7 +91,7 @@ def imports(text: str) -> list[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
-    return sorted(found)[:200]
+    return sorted(found)
 
 
 def signatures(text: str) -> dict[str, list[str]]:

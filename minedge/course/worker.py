@@ -97,8 +97,8 @@ def main(settings: str) -> None:
             setup(student, files)
         _raise_fence(folder)
         for name in (name for name in files if name.endswith(".py")):
-            first["imports"] += imports(files[name].read_text(encoding="utf-8"))
             module = _module(Path(name).stem, files[name], f"student_{Path(name).stem}")
+            first["imports"] += imports(files[name].read_text(encoding="utf-8"))[:200]
             first["signatures"][name] = _signatures(module)
             setattr(student, Path(name).stem, _Named(module, name))
     except BaseException as error:
@@ -133,7 +133,8 @@ def _answer(body: bytes, calls: types.ModuleType, student: Any, files: dict[str,
         changed = sorted(key for key, arg in request["args"].items() if not _same(arg, kept["args"][key]))
         return {"ok": True, "value": value, "changed": changed}
     except BaseException as error:
-        return _failure(error, files)
+        failure = _failure(error, files)
+        return {**failure, "where": failure["where"] or f"calling {request['call']}"}
 
 
 def _failure(error: BaseException, files: dict[str, Path]) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _failure(error: BaseException, files: dict[str, Path]) -> dict[str, Any]:
         kind, where = "syntax", f"{names.get(str(error.filename), error.filename)} line {error.lineno}"
     try:
         text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
-    except Exception:
+    except BaseException:
         text = "(its text cannot be shown)"
     return {"ok": False, "kind": kind, "type": type(error).__name__[:80], "text": text, "where": where}
 

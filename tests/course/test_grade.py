@@ -1,0 +1,263 @@
+"""start, check, submit, reset and grade from the command line; submissions that are not what they should be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import stat
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+
+from minedge.cli import main
+from minedge.course import grade, load, start, submit
+from minedge.course.submit import MAX_ENTRIES, MAX_FILE, unpack
+from minedge.errors import MinedgeFormatError
+from tests.course.planted import solved
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        code = main(["course", *map(str, words)])
+        said = capsys.readouterr()
+        return SimpleNamespace(code=code, out=said.out, err=said.err)
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return start("a1", tmp_path / "work", "Ada")
+
+
+def solve(folder, name="a1"):
+    for file, data in solved(load(name)).items():
+        (folder / file).write_bytes(data)
+    return folder
+
+
+def test_list_names_every_assignment(run):
+    told = run("list")
+    assert told.code == 0 and "a1  Ops and their backward passes" in told.out
+    data = json.loads(run("list", "--json").out)
+    assert data[0]["id"] == "a1" and sum(task["points"] for task in data[0]["tasks"]) == 100
+
+
+def test_start_check_solve_submit_grade(run, tmp_path):
+    folder = tmp_path / "mine"
+    told = run("start", "a1", folder, "--student", "Ada L.")
+    assert told.code == 0 and "layers.py" in told.out
+    assert {p.name for p in folder.iterdir()} == {
+        "layers.py", "loss.py", "attention.py", "handout.md", "properties.py", "test_public.py", "course.json",
+    }  # fmt: skip
+    assert "| a1.1 | RMSNorm and its backward | 14 |" in (folder / "handout.md").read_text()
+    told = run("check", folder, "--task", "a1.4")
+    assert told.code == 5 and "a1.4  not done yet" in told.out and "0 of 10 points" in told.out
+    solve(folder)
+    assert run("check", folder, "--task", "a1.4").code == 0
+    data = json.loads(run("check", folder, "--json").out)
+    assert data["earned"] == 100 and data["seconds"] < 20
+    told = run("submit", folder, "--out", tmp_path / "ada.zip")
+    assert told.code == 0 and (tmp_path / "ada.zip").stat().st_size < 50_000
+    points = tmp_path / "points.json"
+    points.write_text('{"a1.1": 50, "a2.1": 7}')
+    told = run("grade", tmp_path / "ada.zip", folder, "--out", tmp_path / "out", "--points", points)
+    assert told.code == 0 and "Ada L.  136 of 136" in told.out
+    rows = list(csv.DictReader((tmp_path / "out" / "grades.csv").open()))
+    assert [row["file"] for row in rows] == ["ada.zip", "mine"]
+    assert rows[0]["points"] == "136" and rows[0]["a1.1"] == "50" and rows[0]["problem"] == ""
+    assert "points 136 of 136" in (tmp_path / "out" / "reports" / "ada.txt").read_text()
+
+
+def test_reset_keeps_what_the_student_wrote(run, folder):
+    blank = (folder / "loss.py").read_bytes()
+    (folder / "loss.py").write_text("mine")
+    (folder / "notes.txt").write_text("kept")
+    assert "loss.py.orig" in run("reset", folder).out
+    assert (folder / "loss.py").read_bytes() == blank and (folder / "loss.py.orig").read_text() == "mine"
+    (folder / "loss.py").write_text("again")
+    assert "loss.py.orig2" in run("reset", folder).out
+    assert (folder / "notes.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("start", "a0", "x"), 2, "assignment: expected one of a1"),
+        (("start", "a1"), 2, "start: expected aN DIR, got a1"),
+        (("start", "a1", "{folder}"), 2, "exists already"),
+        (("check", "nowhere"), 2, "no such folder"),
+        (("check", "{tmp}"), 2, "no course.json in it"),
+        (("check", "{folder}", "--task", "a1.99"), 2, "task: expected one of a1.1"),
+        (("check", "{folder}", "--out", "x"), 2, "--out: check has no such option"),
+        (("stratt", "a1", "x"), 2, "did you mean 'start'"),
+        (("grade",), 2, "expected the files that were handed in"),
+        (("grade", "{folder}", "--out", "{tmp}/o", "--points", "{tmp}/none"), 3, "no such file"),
+    ],
+)
+def test_mistakes_are_one_line(run, folder, tmp_path, words, code, said):
+    told = run(*(word.format(folder=folder, tmp=tmp_path) for word in words))
+    assert (told.code, told.err.count("\n")) == (code, 1), told
+    assert said in told.err
+
+
+def test_an_unnamed_submission_and_a_damaged_folder_are_refused(run, tmp_path):
+    folder = start("a1", tmp_path / "w")
+    assert "give --student NAME" in run("submit", folder).err
+    (folder / "course.json").write_text('{"assignment": 7}')
+    told = run("check", folder)
+    assert told.code == 3 and "course.json" in told.err
+
+
+def test_editing_the_tests_in_the_folder_changes_nothing(run, folder):
+    (folder / "properties.py").write_text("PROPERTIES = []")
+    (folder / "test_public.py").write_text("")
+    (folder / "minedge").mkdir()
+    (folder / "minedge" / "__init__.py").write_text("raise RuntimeError")
+    (folder / "numpy.py").write_text("raise RuntimeError")
+    told = run("check", folder, "--task", "a1.4")
+    assert told.code == 5 and "0 of 10 points" in told.out
+
+
+def archive(path, entries, manifest=True):
+    """A zip of (name or ZipInfo, bytes) pairs, with a right manifest unless told otherwise."""
+    told = {"format": "minedge-submission-1", "assignment": "a1", "student": "=cmd()", "sha256": {}}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        if manifest:
+            file.writestr("manifest.json", json.dumps(told) if manifest is True else manifest)
+        for name, data in entries:
+            file.writestr(name, data)
+    return path
+
+
+def special(name, mode=0, encrypted=False):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    info.flag_bits = 1 if encrypted else 0
+    return info
+
+
+def duplicated(path):
+    with pytest.warns(UserWarning):
+        return archive(path, [("loss.py", b"1"), ("loss.py", b"2")])
+
+
+def truncated(path):
+    archive(path, list(solved(load("a1")).items()))
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def damaged(path):
+    archive(path, [(zipfile.ZipInfo("loss.py"), b"x" * 1000)])
+    data = bytearray(path.read_bytes())
+    data[data.index(b"x" * 100) + 5] ^= 1
+    path.write_bytes(bytes(data))
+    return path
+
+
+BAD = {
+    "no zip": (lambda p: p.write_bytes(b"hello") and p, "not a readable submission"),
+    "empty": (lambda p: (p.touch(), p)[1], "not a readable submission"),
+    "truncated": (truncated, "not a readable submission"),
+    "damaged": (damaged, "Bad CRC-32"),
+    "missing file": (lambda p: p, "no such file"),
+    "no manifest": (lambda p: archive(p, [("loss.py", b"")], manifest=False), "no manifest.json"),
+    "manifest no JSON": (lambda p: archive(p, [], manifest="{"), "not valid JSON"),
+    "manifest too deep": (lambda p: archive(p, [], manifest="[" * 100000), "nested deeper"),
+    "manifest of another kind": (lambda p: archive(p, [], manifest='{"format": "x"}'), "expected format"),
+    "unknown assignment": (
+        lambda p: archive(
+            p, [], manifest='{"format": "minedge-submission-1", "assignment": "../a1", "student": "x", "sha256": {}}'
+        ),
+        "assignment: expected one of",
+    ),
+    "bomb": (lambda p: archive(p, [("loss.py", b"\0" * (64 << 20))]), f"larger than {MAX_FILE:,} bytes"),
+    "link": (lambda p: archive(p, [(special("loss.py", stat.S_IFLNK | 0o777), b"/etc/passwd")]), "a link or a device"),
+    "twice": (duplicated, "occurs twice"),
+    "many": (lambda p: archive(p, [(f"f{i}", b"") for i in range(MAX_ENTRIES + 1)]), "entries, expected at most"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_an_unreadable_archive_is_one_line(kind, tmp_path):
+    make, said = BAD[kind]
+    path = make(tmp_path / "s.zip")
+    with pytest.raises(MinedgeFormatError) as caught:
+        unpack(path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_encrypted_entry_is_refused(tmp_path):
+    path = archive(tmp_path / "s.zip", [("loss.py", b"x")])
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + 8] |= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(MinedgeFormatError, match="encrypted"):
+        unpack(path)
+
+
+def test_paths_out_of_the_archive_are_never_written(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    evil = [("../evil.py", b"x"), ("/tmp/evil_minedge.py", b"x"), ("properties.py", b"PROPERTIES = []")]
+    path = archive(inner / "s.zip", [*solved(load("a1")).items(), *evil])
+    got = unpack(path)
+    assert set(got.files) == {"layers.py", "loss.py", "attention.py"}
+    assert "ignored in the archive: '../evil.py'" in got.remarks[0]
+    assert {p.name for p in tmp_path.rglob("*")} == {"inner", "s.zip"}
+
+
+def test_a_changed_file_is_remarked(tmp_path):
+    folder = solve(start("a1", tmp_path / "w"))
+    path = submit(folder, tmp_path / "s.zip", "Bob")
+    with zipfile.ZipFile(path) as file:
+        entries = {name: file.read(name) for name in file.namelist()}
+    entries["loss.py"] += b"# one more line\n"
+    archive(path, [(n, d) for n, d in entries.items() if n != "manifest.json"], entries["manifest.json"].decode())
+    assert unpack(path).remarks == ("loss.py was changed after submit packed it",)
+
+
+def test_every_submission_gets_its_line_whatever_it_is(tmp_path):
+    """Good, half done, broken and hostile ones in one run: all graded, in order, nothing written elsewhere."""
+    box = tmp_path / "box"
+    box.mkdir()
+    good = solved(load("a1"))
+    text = good["layers.py"].decode()
+    loop = text + "\n\ndef gelu_backward(dout, cache):\n    while True: pass\n"
+    crash = text.replace("import numpy as np", "import faulthandler; faulthandler._sigsegv()\nimport numpy as np", 1)
+    made = {
+        "good": archive(box / "good.zip", good.items()),
+        "loop": archive(box / "loop.zip", {**good, "layers.py": loop}.items()),
+        "syntax": archive(box / "syntax.zip", {**good, "loss.py": "def ("}.items()),
+        "crash": archive(box / "crash.zip", {**good, "layers.py": crash}.items()),
+        "short": archive(box / "short.zip", [("layers.py", good["layers.py"])]),
+        "nozip": box / "nozip.zip",
+        "link": archive(box / "link.zip", [(special("loss.py", stat.S_IFLNK | 0o777), b"/etc/passwd")]),
+        "wrong": box / "wrong",
+    }
+    made["nozip"].write_bytes(b"PK\x03\x04nothing")
+    start("a2", made["wrong"], "Eve")
+    seen = []
+    grades = grade(list(made.values()), tmp_path / "out", only="a1", progress=seen.append)
+    assert grades == seen and [one.file for one in grades] == [path.name for path in made.values()]
+    points = dict(zip(made, (one.points for one in grades), strict=True))
+    assert points["good"] == 100 and 80 < points["loop"] < 100
+    assert not any(points[name] for name in ("syntax", "crash", "short", "nozip", "link", "wrong"))
+    rows = list(csv.reader(io.StringIO((tmp_path / "out" / "grades.csv").read_text())))
+    assert len(rows) == 1 + len(made) and len({len(row) for row in rows}) == 1
+    problems = dict(zip(made, (row[rows[0].index("problem")] for row in rows[1:]), strict=True))
+    for name, said in {
+        "good": "", "loop": "", "syntax": "loss.py line 1: SyntaxError", "crash": "SIGSEGV", "short": "is missing",
+        "nozip": "not a readable submission", "link": "a link or a device", "wrong": "a submission for a2, expected a1",
+    }.items():  # fmt: skip
+        assert said in problems[name] and bool(said) == bool(problems[name]), (name, problems[name])
+    assert rows[1][1] == "'=cmd()"  # no formula in a spreadsheet
+    reports = {path.stem: path.read_text() for path in (tmp_path / "out" / "reports").iterdir()}
+    assert set(reports) == set(made)
+    assert "is there an endless loop?" in reports["loop"] and "SIGSEGV" in reports["crash"]
+    assert {p.name for p in tmp_path.iterdir()} == {"box", "out"}
