@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import minedge.ops
+
 for _folder in ("ops", "mutants"):  # op_checks and planting, which several folders use
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
@@ -38,3 +40,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         worst = sorted(checks.RATIOS.items(), key=lambda pair: -pair[1])
         text = ", ".join(f"{name} {share:.2f}" for name, share in worst)
         terminalreporter.write_line(f"largest share of the derived error bound: {text}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`tier_ops`: every backend that is here, and every one that MINEDGE_EXPECT_BACKENDS ("numba,c") says must be."""
+    if "tier_ops" in metafunc.fixturenames:
+        here = [name for name, reason in minedge.ops.available().items() if not reason]
+        expected = [name for name in os.environ.get("MINEDGE_EXPECT_BACKENDS", "").split(",") if name]
+        metafunc.parametrize("tier_ops", list(dict.fromkeys([*here, *expected])), indirect=True)
+
+
+@pytest.fixture
+def tier_ops(request: pytest.FixtureRequest) -> minedge.ops.Ops:
+    """The ops of one backend; an expected one that is missing raises BackendError here, which fails the test."""
+    return minedge.ops.get(request.param)

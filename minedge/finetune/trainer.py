@@ -71,6 +71,7 @@ class _Trainer:
     """One run: what stays the same during it, and (below the blank line) what a checkpoint has to hold."""
 
     def __init__(self, model: Any, data: Any, config: TrainConfig, folder: RunFolder, on_event: Any, signals: Signals):
+        config = config.for_model(model)
         self.config, self.folder, self.on_event, self.signals = config, folder, on_event, signals
         if config.seq_len - 1 > model.config.context_length:  # the last token of a row is only predicted
             longest = model.config.context_length + 1

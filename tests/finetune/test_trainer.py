@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -276,7 +277,7 @@ def test_wrong_data_is_named(tmp_path):
 def test_config_goes_through_json():
     config = TrainConfig(method="lora", lora={"r": 4, "target": ("q_proj",)})
     assert TrainConfig.of(json.loads(json.dumps(config.to_dict()))) == config
-    assert TrainConfig("mezo").learning_rate == 1e-6 and TrainConfig("full").weight_decay == 0.1
+    assert TrainConfig("full").weight_decay == 0.1
 
 
 def test_curve_is_well_formed_for_any_record():
@@ -285,3 +286,17 @@ def test_curve_is_well_formed_for_any_record():
     many = [{"step": i, "loss": 5 / (1 + i)} for i in range(100_000)]
     assert len(curve_svg(many)) < 60_000
     assert nice_ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] and nice_ticks(5, 5)
+
+
+def test_mezos_learning_rate_depends_on_what_it_trains():
+    sizes = dict(vocab_size=64, n_layer=1, n_embd=32, n_head=2, n_inner=64, context_length=16)
+    small = minedge.init(minedge.Config(**sizes), backend="numpy")
+    large = SimpleNamespace(linears=small.linears, n_params=lambda: 135_000_000)
+    adapted = minedge.lora.add(small, r=2)
+    mezo, lora = TrainConfig("mezo"), TrainConfig("mezo", lora={"r": 2})
+    assert mezo.learning_rate is None
+    assert mezo.for_model(large).learning_rate == 1e-6 and lora.for_model(large).learning_rate == 1e-4
+    assert mezo.for_model(small).learning_rate == pytest.approx(1e-5)
+    assert mezo.for_model(adapted).learning_rate == lora.for_model(small).learning_rate == pytest.approx(1e-3)
+    assert TrainConfig("mezo", learning_rate=0.5).for_model(small).learning_rate == 0.5
+    assert TrainConfig("full").for_model(small).learning_rate == 3e-4
