@@ -98,6 +98,7 @@ class Chat:
         self.settings = {**sampling_values(args), **draft}
         self.refused = 0  # messages that were too long
         self.history: list[tuple[str, str]] = []
+        self.session: Any = None  # what was read of the conversation, so that a turn reads only what is new
 
     def text(self, message: str) -> str:
         """The prompt of the whole history and a new message."""
@@ -132,8 +133,14 @@ class Chat:
             self.console.status(f"minedge chat: error: {error}")
             self.refused += 1
             return ""
+        if self.session is None:
+            from minedge.model.session import Session
+
+            self.session = Session(self.model)
         try:
-            for piece in stream(self.model, prompt, self.console, stop=self.stops or None, **self.settings):
+            for piece in stream(
+                self.model, prompt, self.console, stop=self.stops or None, session=self.session, **self.settings
+            ):
                 pieces.append(piece)
         except KeyboardInterrupt:
             self.console.piece(" [stopped]")

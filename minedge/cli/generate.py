@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from minedge.cli.common import load_model, model_facts, need_tokenizer, read_prompt
@@ -26,12 +27,27 @@ EXAMPLES = (
     'minedge generate --prompt "Return the" --temp 0.8 --top-p 0.95 --seed 7 --max-tokens 200',
     "minedge generate --model my-model --adapter-path my-adapter --prompt - < prompt.txt",
     'minedge generate --model my-model --draft-model my-small-model --prompt "import" --stop "\\n\\n" --json',
+    "minedge generate --prompts questions.txt --max-tokens 40",
+    'minedge generate --prompt "A long text" --prompt-cache long.cache',
 )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
-    parser.add_argument("--prompt", "-p", required=True, metavar="TEXT", help="text to continue; - reads stdin")
+    add = parser.add_argument
+    add(
+        "--prompt", "-p", action="append", metavar="TEXT",
+        help="text to continue; - reads stdin; repeated ones are continued side by side",
+    )  # fmt: skip
+    add("--prompts", metavar="FILE", help="a prompt per line (\\n in it is a newline), continued side by side")
+    add(
+        "--prompt-cache", metavar="FILE",
+        help="keep what was read of the prompt here; a run with the same beginning starts from it",
+    )  # fmt: skip
+    add(
+        "--kv-dtype", choices=("float32", "float16", "int8"),
+        help="what keys and values of the past are kept in (default: float16 for int4 and int8 models, else float32)",
+    )  # fmt: skip
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help=r"end before this text (\n is a newline); repeatable"
     )
@@ -78,22 +94,33 @@ def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    prompts = _prompts(args)
     draft, counts = draft_of(args)
     model = load_model(args)
-    meter = Meter(need_tokenizer(model))
     stops = [text.replace("\\n", "\n").replace("\\t", "\t") for text in args.stop or []]
-    settings = sampling_values(args)
+    settings = {**sampling_values(args), "kv_dtype": args.kv_dtype}
+    if draft:
+        del settings["kv_dtype"]
+    if len(prompts) > 1:
+        return _run_many(model, prompts, stops, {**settings, **draft}, console)
+    session = _session(model, args)
+    meter = Meter(need_tokenizer(model))
     pieces: list[str] = []
     meter.start()
     for piece in replace(model, tokenizer=meter).generate(
-        read_prompt(args.prompt), stop=stops, stream=True, **settings, **draft
+        prompts[0], stop=stops, stream=True, session=session, **settings, **draft
     ):
         pieces.append(piece)
         console.piece(piece)
     console.out()
     facts = meter.facts(model.config.context_length, args.max_tokens)
+    if session is not None:
+        facts["prompt_tokens_read"] = session.n_read - max(0, facts["generated_tokens"] - 1)
+        _keep(session, args.prompt_cache, facts["prompt_tokens"], facts["prompt_tokens_read"])
     if not console.json_mode:
         share = f"; {counts.accepted_share:.0%} of the guesses accepted" if counts.proposed else ""
+        if session is not None:
+            share += f"; {facts['prompt_tokens'] - facts['prompt_tokens_read']} prompt tokens came from the cache"
         console.status(f"{summary(facts)} ({model.ops.spec}){share}")
     if draft:
         settings["num_draft_tokens"] = draft["n_draft"]
@@ -104,6 +131,72 @@ def run(args: argparse.Namespace, console: Console) -> int:
         {"text": "".join(pieces), **facts, "settings": {**settings, "stop": stops}, "model": model_facts(model)}
     )
     return 0
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    """All prompts: those of --prompt, then the lines of --prompts."""
+    prompts = [read_prompt(text) for text in args.prompt or []]
+    if args.prompts is not None:
+        try:
+            lines = Path(args.prompts).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--prompts: {args.prompts!r} cannot be read: {error}") from None
+        prompts += [line.replace("\\n", "\n").replace("\\t", "\t") for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError("--prompt: expected at least one text to continue; give --prompt TEXT or --prompts FILE")
+    if len(prompts) > 1 and args.prompt_cache is not None:
+        raise UsageError("--prompt-cache: expected one prompt, it holds one text")
+    if args.draft_model is not None and (args.prompt_cache or args.kv_dtype):
+        raise UsageError("--draft-model: cannot be combined with --prompt-cache or --kv-dtype")
+    return prompts
+
+
+def _run_many(model: Any, prompts: list[str], stops: list[str], settings: dict[str, Any], console: Console) -> int:
+    """Several prompts: each text under its prompt, once all are done."""
+    tokenizer = need_tokenizer(model)
+    started = time.perf_counter()
+    texts = model.generate(prompts, stop=stops, **settings)
+    seconds = time.perf_counter() - started
+    count = sum(len(tokenizer.encode(text)) for text in texts)
+    if not console.json_mode:
+        for prompt, text in zip(prompts, texts, strict=True):
+            console.out(f"{prompt}{text}\n")
+        console.status(
+            f"{len(texts)} texts, about {count} tokens at {count / seconds:,.0f} tokens/s ({model.ops.spec})"
+        )
+    settings = {key: value for key, value in settings.items() if not key.startswith("draft_")}
+    console.result({
+        "texts": texts, "prompts": prompts, "seconds": seconds, "settings": {**settings, "stop": stops},
+        "model": model_facts(model),
+    })  # fmt: skip
+    return 0
+
+
+def _session(model: Any, args: argparse.Namespace) -> Any:
+    """The session of --prompt-cache, from its file where there is one; None without the option."""
+    if args.prompt_cache is None:
+        return None
+    from minedge.io.prompt_cache import load_session
+    from minedge.model.engine import Engine
+    from minedge.model.session import Session
+
+    if reason := Engine.why_not(model):
+        raise UsageError(f"--prompt-cache: it needs the engine; {reason}")
+    path = Path(args.prompt_cache).expanduser()
+    if path.exists():
+        return load_session(model, path, kv_dtype=args.kv_dtype)
+    return Session(model, kv_dtype=args.kv_dtype)
+
+
+def _keep(session: Any, path: str, prompt_tokens: int, read: int) -> None:
+    """Write the prompt's part of a session, unless the file had all of it (its last token is read in any case)."""
+    from minedge.io.prompt_cache import save_session
+
+    target = Path(path).expanduser()
+    if target.exists() and read <= 1:
+        return
+    session.forget(prompt_tokens)
+    save_session(session, target)
 
 
 def draft_of(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:

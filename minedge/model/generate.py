@@ -11,13 +11,27 @@ from numpy.typing import NDArray
 
 from minedge.errors import UsageError
 from minedge.model.reader import open_reader
+from minedge.model.session import Session
 
 if TYPE_CHECKING:
     from minedge.model.model import Model
 
-__all__ = ["Sampling", "draw", "generate_ids", "generate_text", "next_token", "probabilities"]
+__all__ = [
+    "SIDE_BY_SIDE",
+    "Sampling",
+    "draw",
+    "generate_ids",
+    "generate_many",
+    "generate_text",
+    "generate_texts",
+    "next_token",
+    "probabilities",
+    "prompt_ids",
+]
 
 Array = NDArray[Any]
+
+SIDE_BY_SIDE = 8  # prompts read together: a cache each, and more of them gain little
 
 
 @dataclass(frozen=True)
@@ -89,26 +103,77 @@ def draw(p: Array, rng: np.random.Generator) -> int:
 
 
 def generate_ids(
-    model: Model, prompt: list[int], max_tokens: int, s: Sampling, kv_dtype: str = "float32"
+    model: Model,
+    prompt: list[int],
+    max_tokens: int,
+    s: Sampling,
+    kv_dtype: str | None = None,
+    session: Session | None = None,
 ) -> Iterator[int]:
-    """Token ids that continue `prompt`, until EOS (not yielded), `max_tokens`, or the context is full."""
-    if max_tokens < 0:
-        raise UsageError(f"max_tokens: expected a number >= 0, got {max_tokens}")
-    tokens = model.check_tokens(np.array([prompt], dtype=np.int64))
-    room = min(max_tokens, model.config.context_length - tokens.shape[1])
+    """Token ids that continue `prompt`, until EOS (not yielded), `max_tokens`, or the context is full.
+
+    kv_dtype  what the cache keeps keys and values in (`default_kv_dtype`)
+    session   what was read before and need not be read again; it keeps what is read now
+    """
+    room = _room(model, prompt, max_tokens, session)
     if room <= 0:
         return
-    reader = open_reader(model, 1, tokens.shape[1] + room, kv_dtype)
+    session = session or Session(model, len(prompt) + room, kv_dtype)
     rng = np.random.default_rng(s.seed)
-    eos = model.config.eos_ids
-    seen, new = list(prompt), list(prompt)
+    seen = list(prompt)
     for _ in range(room):
-        token = next_token(reader.step([new])[0], np.array(seen), s, rng)
-        if token in eos:
+        token = next_token(session.read(seen)[0], np.array(seen), s, rng)
+        if token in model.config.eos_ids:
             return
         yield token
         seen.append(token)
-        new = [token]
+
+
+def _room(model: Model, prompt: list[int], max_tokens: int, session: Session | None = None) -> int:
+    """How many tokens may follow the prompt, which is checked."""
+    if max_tokens < 0:
+        raise UsageError(f"max_tokens: expected a number >= 0, got {max_tokens}")
+    model.check_tokens(np.array([prompt], dtype=np.int64))
+    if session is not None and session.model.params is not model.params:
+        raise UsageError("session: expected one of this model, it was opened for another")
+    most = model.config.context_length if session is None else session.reader.max_length
+    if len(prompt) > most:
+        raise UsageError(f"session: it holds {most} tokens, the prompt has {len(prompt)}")
+    return min(max_tokens, most - len(prompt))
+
+
+def generate_many(
+    model: Model,
+    prompts: list[list[int]],
+    max_tokens: int,
+    s: Sampling,
+    kv_dtype: str | None = None,
+    more: Callable[[int, int], bool] | None = None,
+) -> list[list[int]]:
+    """What `generate_ids` gives for each prompt, read side by side: one pass over the weights serves all of them.
+
+    Every prompt draws with its own generator, seeded alike, so its text is the one it would get alone.
+    more(i, token) is told each token; False ends prompt i.
+    """
+    rooms = [_room(model, prompt, max_tokens) for prompt in prompts]
+    longest = max(len(prompt) + room for prompt, room in zip(prompts, rooms, strict=True))
+    reader = open_reader(model, len(prompts), longest, kv_dtype)
+    rngs = [np.random.default_rng(s.seed) for _ in prompts]
+    made: list[list[int]] = [[] for _ in prompts]
+    new: list[list[int]] = [list(p) if room > 0 else [] for p, room in zip(prompts, rooms, strict=True)]
+    while any(new):
+        rows = iter(reader.step(new))
+        for i, ids in enumerate(new):
+            if not ids:
+                continue
+            token = next_token(next(rows), np.array([*prompts[i], *made[i]]), s, rngs[i])
+            new[i] = []
+            if token in model.config.eos_ids:
+                continue
+            made[i].append(token)
+            if (more is None or more(i, token)) and len(made[i]) < rooms[i]:
+                new[i] = [token]
+    return made
 
 
 def generate_text(
@@ -118,16 +183,50 @@ def generate_text(
     s: Sampling,
     stop: str | list[str] | None = None,
     continue_ids: Callable[[list[int]], Iterator[int]] | None = None,
+    kv_dtype: str | None = None,
+    session: Session | None = None,
 ) -> Iterator[str]:
     """Pieces of text as they become certain: whole characters, and nothing that may turn out to begin a stop string.
 
     continue_ids  prompt ids -> the ids that follow, another way to them than `generate_ids`
+    kv_dtype, session  see `generate_ids`
     """
-    if model.tokenizer is None:
-        raise UsageError("model: it has no tokenizer; use generate_ids with token ids")
+    stops = stop_texts(stop)
+    ids = prompt_ids(model, prompt)
+    tokens = generate_ids(model, ids, max_tokens, s, kv_dtype, session) if continue_ids is None else continue_ids(ids)
+    return _stream(model, tokens, stops)
+
+
+def generate_texts(
+    model: Model, prompts: list[str], max_tokens: int, s: Sampling, stop: str | list[str] | None = None,
+    kv_dtype: str | None = None,
+) -> list[str]:  # fmt: skip
+    """The continuation of each prompt, `SIDE_BY_SIDE` of them at a time; each is the text it would get alone."""
+    stops, ids, out = stop_texts(stop), [prompt_ids(model, prompt) for prompt in prompts], []
+    for start in range(0, len(ids), SIDE_BY_SIDE):
+        part = ids[start : start + SIDE_BY_SIDE]
+        texts = [_Text(model.tokenizer, stops) for _ in part]
+
+        def more(i: int, token: int, texts: list[_Text] = texts) -> bool:
+            return texts[i].add(token)
+
+        generate_many(model, part, max_tokens, s, kv_dtype, more)
+        out += ["".join(text.rest()) for text in texts]
+    return out
+
+
+def stop_texts(stop: str | list[str] | None) -> list[str]:
+    """`stop` as a list; raises `UsageError` for an empty text."""
     stops = [stop] if isinstance(stop, str) else list(stop or [])
     if any(not text for text in stops):
         raise UsageError("stop: expected non-empty strings")
+    return stops
+
+
+def prompt_ids(model: Model, prompt: str) -> list[int]:
+    """The prompt's tokens, or the one a text starts with where it is empty."""
+    if model.tokenizer is None:
+        raise UsageError("model: it has no tokenizer; use generate_ids with token ids")
     ids = model.tokenizer.encode(prompt)
     if not ids:
         start = model.config.bos_token_id if model.config.bos_token_id is not None else model.config.eos_ids[:1]
@@ -138,31 +237,52 @@ def generate_text(
         raise UsageError(
             f"prompt: {len(ids)} tokens, the model's context holds {model.config.context_length}; shorten the prompt"
         )
-    tokens = generate_ids(model, ids, max_tokens, s) if continue_ids is None else continue_ids(ids)
-    return _stream(model, tokens, stops)
+    return ids
 
 
 def _stream(model: Model, tokens: Iterator[int], stops: list[str]) -> Iterator[str]:
-    new: list[int] = []
-    sent = 0
-    text = ""
+    text = _Text(model.tokenizer, stops)
     for token in tokens:
-        new.append(token)
+        more = text.add(token)
+        yield from text.sure()
+        if not more:
+            return
+    yield from text.rest()
+
+
+class _Text:
+    """Tokens as text that is certain: whole characters, and nothing that may turn out to begin a stop string."""
+
+    def __init__(self, tokenizer: Any, stops: list[str]):
+        self.tokenizer, self.stops = tokenizer, stops
+        self.ids: list[int] = []
+        self.text, self.certain, self.sent, self.ended = "", 0, 0, False
+
+    def add(self, token: int) -> bool:
+        """Take a token; False where a stop string ends the text before it."""
+        self.ids.append(token)
         # Decoding all new ids each time keeps joins right; a cut multi-byte character shows as U+FFFD at the end and
         # waits.
-        text = model.tokenizer.decode(new)
-        cut = min((at for at in (text.find(x) for x in stops) if at >= 0), default=-1)
+        self.text = self.tokenizer.decode(self.ids)
+        cut = min((at for at in (self.text.find(x) for x in self.stops) if at >= 0), default=-1)
         if cut >= 0:
-            if cut > sent:
-                yield text[sent:cut]
-            return
-        safe = len(text.rstrip("\ufffd"))
-        safe -= max((_overlap(text[:safe], x) for x in stops), default=0)
-        if safe > sent:
-            yield text[sent:safe]
-            sent = safe
-    if len(text) > sent:
-        yield text[sent:]
+            self.certain, self.ended = max(cut, self.sent), True
+            return False
+        safe = len(self.text.rstrip("\ufffd"))
+        self.certain = safe - max((_overlap(self.text[:safe], x) for x in self.stops), default=0)
+        return True
+
+    def sure(self) -> Iterator[str]:
+        """What became certain and was not given yet."""
+        if self.certain > self.sent:
+            yield self.text[self.sent : self.certain]
+            self.sent = self.certain
+
+    def rest(self) -> Iterator[str]:
+        """Everything else, once no token follows."""
+        if not self.ended:
+            self.certain = len(self.text)
+        return self.sure()
 
 
 def _overlap(text: str, stop: str) -> int:

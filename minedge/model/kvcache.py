@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from minedge.config import Config
 from minedge.errors import UsageError
+from minedge.model.linears import LinearKind
 from minedge.ops.numpy_ops.attention_decode import KV_DTYPES, kv_round
 
-__all__ = ["KVCache", "check_room"]
+__all__ = ["KVCache", "check_room", "default_kv_dtype"]
 
 Array = NDArray[np.floating]
 
@@ -61,3 +64,21 @@ def check_room(config: Config, max_length: int, kv_dtype: str) -> None:
         raise UsageError(f"max_length: expected 1 to {config.context_length} (the context), got {max_length}")
     if kv_dtype not in KV_DTYPES:
         raise UsageError(f"kv_dtype: expected one of {', '.join(KV_DTYPES)}, got {kv_dtype!r}")
+
+
+def default_kv_dtype(linears: Mapping[str, LinearKind]) -> str:
+    """What keys and values are kept in where nobody says.
+
+    "float16" where products round their activations to int8 (to 1/254 of the largest of 32): against that a float16's
+    1/2048 is nothing, and attention over a long past reads half the bytes. "float32" elsewhere, so that text from a
+    cache is the text of the full forward pass.
+    """
+    integer = any(kind.kind in ("int4", "int8") for outer in linears.values() for kind in _layers(outer))
+    return "float16" if integer else "float32"
+
+
+def _layers(kind: LinearKind | None) -> Iterator[LinearKind]:
+    """A kind and those it wraps."""
+    while kind is not None:
+        yield kind
+        kind = getattr(kind, "base", None)

@@ -24,6 +24,7 @@ from minedge.model.both_sides import both_hidden
 from minedge.model.head_loss import head_loss, head_loss_and_grads
 from minedge.model.linears import Dense, LinearKind
 from minedge.model.noise import Noise
+from minedge.model.session import Session
 from minedge.ops import Ops
 from minedge.ops import get as get_ops
 
@@ -179,7 +180,7 @@ class Model:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | list[str],
         max_tokens: int = 64,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -192,25 +193,38 @@ class Model:
         draft_model: Model | None = None,
         n_draft: int = 4,
         draft_counts: speculative.DraftCounts | None = None,
-    ) -> str | Iterator[str]:
+        kv_dtype: str | None = None,
+        session: Session | None = None,
+    ) -> str | list[str] | Iterator[str]:
         """Continue `prompt`; the continuation as text, or its pieces as they come with `stream`. Ends at EOS or a
-        stop string.
+        stop string. A list of prompts is continued side by side, to a list of the texts each would get alone.
 
         temperature 0 takes the likeliest token; top_k, top_p, min_p cut the distribution in that order before sampling.
         With a draft_model of the same vocabulary, `n_draft` tokens at a time are guessed by it and checked in one pass:
         the same greedy text, or draws from the same distribution, sooner if the draft is much faster and often right
         (minedge/model/speculative.py). draft_counts, if given, is told how often it was.
+
+        kv_dtype "float32", "float16" or "int8": what keys and values of the past are kept in; None takes float16 for
+        models of integer products and float32 for others. A `Session` of this model spares what it has read before.
         """
         settings = _generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         drafted: Callable[[list[int]], Iterator[int]] | None = None
         if draft_model is not None:
             speculative.check_draft(self, draft_model, n_draft)
+            if kv_dtype is not None or session is not None:
+                raise UsageError("draft_model: kv_dtype and session have no effect with it; leave them out")
             drafted = partial(
                 speculative.generate_ids_speculative, self, draft_model, max_tokens=max_tokens, n_draft=n_draft,
                 s=settings, counts=draft_counts,
             )  # fmt: skip
-        pieces = _generate.generate_text(self, prompt, max_tokens, settings, stop, drafted)
-        return pieces if stream else "".join(pieces)
+        if isinstance(prompt, str):
+            pieces = _generate.generate_text(self, prompt, max_tokens, settings, stop, drafted, kv_dtype, session)
+            return pieces if stream else "".join(pieces)
+        if stream or session is not None:
+            raise UsageError("prompt: expected one text, not a list, with stream or session")
+        if drafted is None:
+            return _generate.generate_texts(self, prompt, max_tokens, settings, stop, kv_dtype)
+        return ["".join(_generate.generate_text(self, one, max_tokens, settings, stop, drafted)) for one in prompt]
 
     # --- other models -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from minedge.model import transformer
 from minedge.model.engine import Engine
-from minedge.model.kvcache import KVCache
+from minedge.model.kvcache import KVCache, default_kv_dtype
 
 if TYPE_CHECKING:
     from minedge.model.model import Model
@@ -72,8 +72,11 @@ class Readable:
         self.caches[slot].truncate(length)
 
 
-def open_reader(model: Model, batch: int, max_length: int, kv_dtype: str = "float32") -> Reader:
-    """An engine, or where it cannot run the model (`Engine.why_not`) its readable stand-in."""
+def open_reader(model: Model, batch: int, max_length: int, kv_dtype: str | None = None) -> Reader:
+    """An engine, or where it cannot run the model (`Engine.why_not`) its readable stand-in. kv_dtype None: see
+    `default_kv_dtype`.
+    """
+    kv_dtype = default_kv_dtype(model.linears) if kv_dtype is None else kv_dtype
     if Engine.why_not(model):
         return Readable(model, batch, max_length, kv_dtype)
     return Engine(model, batch, max_length, kv_dtype)

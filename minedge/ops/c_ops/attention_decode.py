@@ -43,15 +43,39 @@ class Cache:
             k, v, ffi.cast("float *", k_scales), ffi.cast("float *", v_scales), self.DTYPES.index(dtype), room
         )  # fmt: skip
 
+    def rows(self, slot: int, length: int) -> dict[str, Array]:
+        """What is kept of the first `length` tokens of a sequence: k and v (length, KV, D) in the cache's dtype, with
+        int8 also k_scales and v_scales (length, KV).
+        """
+        k, v = self.k[slot], self.v[slot]  # (KV, panels, D, 16) and (KV, room, padded D)
+        out = {
+            "k": np.ascontiguousarray(k.transpose(1, 3, 0, 2).reshape(-1, *k.shape[0:3:2])[:length]),
+            "v": np.ascontiguousarray(v.transpose(1, 0, 2)[:length, :, : k.shape[2]]),
+        }
+        if self.k_scales.size:
+            out["k_scales"] = np.ascontiguousarray(self.k_scales[slot].T[:length])
+            out["v_scales"] = np.ascontiguousarray(self.v_scales[slot].T[:length])
+        return out
+
+    def fill(self, slot: int, rows: dict[str, Array]) -> None:
+        """Put `rows` back as the first tokens of a sequence."""
+        k, v, n = rows["k"], rows["v"], len(rows["k"])
+        padded = np.zeros((-(-n // 16) * 16, *k.shape[1:]), k.dtype)
+        padded[:n] = k
+        panels = padded.reshape(-1, 16, *k.shape[1:]).transpose(2, 0, 3, 1)  # (KV, panels, D, 16)
+        self.k[slot, :, : panels.shape[1]] = panels
+        self.v[slot, :, :n, : v.shape[2]] = v.transpose(1, 0, 2)
+        if self.k_scales.size:
+            self.k_scales[slot, :, :n], self.v_scales[slot, :, :n] = rows["k_scales"].T, rows["v_scales"].T
+
     def unpacked(self, slot: int, length: int) -> tuple[Array, Array]:
         """Keys and values of the first `length` tokens of a sequence as float32 (length, KV, D)."""
-        D = self.k.shape[3]
-        k = self.k[slot].transpose(1, 3, 0, 2).reshape(-1, self.k.shape[1], D)[:length].astype(F32)
-        v = self.v[slot].transpose(1, 0, 2)[:length, :, :D].astype(F32)
+        rows = self.rows(slot, length)
+        k, v = rows["k"].astype(F32), rows["v"].astype(F32)
         if self.k_scales.size:
-            k *= self.k_scales[slot].T[:length, :, None]
-            v *= self.v_scales[slot].T[:length, :, None]
-        return k, np.ascontiguousarray(v)
+            k *= rows["k_scales"][..., None]
+            v *= rows["v_scales"][..., None]
+        return k, v
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,138 @@
+"""Sessions: what was read is not read again and changes no number, in memory and through a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minedge import quant
+from minedge.errors import MinedgeFormatError, UsageError
+from minedge.io import safetensors
+from minedge.io.prompt_cache import load_session, save_session
+from minedge.model.generate import Sampling, generate_ids, generate_many
+from minedge.model.session import Session
+from tests.engine.models import make
+from tests.model.test_generate import Letters
+
+TEXT = [3, 1, 4, 1, 5, 9, 2, 6]
+KIND = "int4, embedding too"
+
+
+@pytest.mark.parametrize("backend", ["c", "numpy"])
+def test_only_what_is_new_is_read(backend):
+    model = make(kind="dense", backend=backend)
+    session = Session(model)
+    for text, read in (
+        (TEXT, 8), (TEXT, 1), ([*TEXT, 7], 1), ([*TEXT[:5], 8, 8], 2), (TEXT[:3], 1), ([30], 1), (TEXT, 8),
+    ):  # fmt: skip
+        before = session.n_read
+        got = session.read(text)
+        assert session.n_read - before == read, text
+        fresh = Session(model).read(text)
+        if backend == "c":
+            assert got.tobytes() == fresh.tobytes()
+        else:
+            np.testing.assert_allclose(got, fresh, atol=1e-4)
+
+
+def test_text_with_a_session_is_the_text_without():
+    model = replace(make(kind=KIND), tokenizer=Letters())
+    session = Session(model)
+    for prompt in ("abc", "abcdef", "ab", "xyz"):
+        for temperature in (0.0, 1.5):
+            want = model.generate(prompt, 12, temperature=temperature)
+            assert model.generate(prompt, 12, temperature=temperature, session=session) == want
+    with pytest.raises(UsageError, match="session: expected one of this model"):
+        list(generate_ids(make(seed=1), TEXT, 3, Sampling(), session=session))
+
+
+@pytest.mark.parametrize("kind", ["dense", KIND])
+@pytest.mark.parametrize("backend", ["c", "numba"])
+def test_prompts_side_by_side_give_the_texts_they_give_alone(kind, backend):
+    model = make(kind=kind, backend=backend)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 37, n).tolist() for n in (5, 1, 30, 40, 12)]
+    s = Sampling(1.2, seed=3)
+    alone = [list(generate_ids(model, prompt, 15, s)) for prompt in prompts]
+    assert [len(ids) for ids in alone] == [15, 15, 10, 0, 15]
+    assert generate_many(model, prompts, 15, s) == alone
+    eos = alone[0][4]
+    ending = replace(model, config=replace(model.config, eos_token_id=eos))
+    assert generate_many(ending, prompts, 15, s) == [list(generate_ids(ending, prompt, 15, s)) for prompt in prompts]
+    assert generate_many(model, prompts, 0, s) == [[]] * 5
+
+
+def test_lists_of_prompts_become_lists_of_texts():
+    model = replace(make(kind=KIND), tokenizer=Letters())
+    prompts = [c * (i % 4 + 1) for i, c in enumerate("abcdefghijkl")]  # more than go side by side
+    want = [model.generate(prompt, 15, temperature=1.0) for prompt in prompts]
+    assert model.generate(prompts, 15, temperature=1.0) == want
+    stop = want[3][2:4]
+    stopped = [model.generate(prompt, 15, temperature=1.0, stop=stop) for prompt in prompts]
+    assert model.generate(prompts, 15, temperature=1.0, stop=stop) == stopped != want
+    assert model.generate(prompts[:3], 9, draft_model=model) == [model.generate(p, 9) for p in prompts[:3]]
+    assert model.generate([], 9) == []
+    with pytest.raises(UsageError, match="not a list"):
+        model.generate(prompts, stream=True)
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "float16", "int8"])
+def test_a_session_survives_its_file(tmp_path, kv_dtype):
+    model, path = make(kind=KIND), tmp_path / "prompt.cache"
+    session = Session(model, kv_dtype=kv_dtype)
+    long = [*TEXT, *range(20)]
+    session.read(long)
+    save_session(session, path)
+    again = load_session(model, path, kv_dtype=kv_dtype)
+    assert again.ids == long
+    text = [*long, 5, 6]
+    assert again.read(text).tobytes() == Session(model, kv_dtype=kv_dtype).read(text).tobytes()
+    assert again.n_read == 2
+    shorter = load_session(model, path, max_length=10, kv_dtype=kv_dtype)
+    assert shorter.ids == long[:10]
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    model, path = make(kind=KIND), tmp_path / "prompt.cache"
+    session = Session(model)
+    session.read(TEXT)
+    save_session(session, path)
+    changed = model.with_params({**model.params, "model.norm.weight": model.params["model.norm.weight"] * 2})
+    others = (make(kind=KIND, seed=1), make(), changed, make(kind=KIND, rope_theta=9.0))
+    for other in others:
+        with pytest.raises(UsageError, match="made by another model"):
+            load_session(other, path, kv_dtype="float16")
+    with pytest.raises(UsageError, match="keeps float16, this run int8"):
+        load_session(model, path, kv_dtype="int8")
+    for odd in (quant.nf4(make(), 32), make(backend="numpy")):
+        with pytest.raises(UsageError, match="needs the engine"):
+            load_session(odd, path)
+        with pytest.raises(UsageError, match="needs the engine"):
+            save_session(Session(odd), tmp_path / "x")
+
+
+def test_damaged_files_are_refused(tmp_path):
+    model, path = make(kind=KIND), tmp_path / "prompt.cache"
+    session = Session(model)
+    session.read(TEXT)
+    save_session(session, path)
+    good = safetensors.read(path)
+    metadata = dict(safetensors.read_header(path).metadata)
+
+    def refused(words: str, tensors: dict = good, **changes: str) -> None:
+        safetensors.write(path, tensors, {**metadata, **changes})
+        with pytest.raises(MinedgeFormatError, match=words):
+            load_session(model, path)
+
+    refused("expected a 'minedge prompt cache 1', got format 'other'", format="other")
+    refused("expected a tensor 'tokens'", {k: v for k, v in good.items() if k != "tokens"})
+    refused("expected a tensor 'tokens'", {**good, "tokens": good["tokens"].astype(np.int32)})
+    refused("tensor 'layers.1.v'", {**good, "layers.1.v": good["layers.1.v"][:, :1]})
+    refused("tensor 'layers.0.k'", {**good, "layers.0.k": good["layers.0.k"].astype(np.float32)})
+    refused("tensor 'layers.2.k'", {**good, "layers.2.k": good["layers.1.k"]})
+    refused("expected ids in 0..36", {**good, "tokens": good["tokens"] + 30})
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(MinedgeFormatError):
+        load_session(model, path)
