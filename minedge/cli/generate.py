@@ -23,12 +23,10 @@ DESCRIPTION = """Continue a prompt and print the text as it comes. Temperature 0
 likeliest token; above 0 it draws, and the same seed draws the same text. Speed goes to stderr, so the text can be
 piped."""
 EXAMPLES = (
-    'minedge generate --prompt "The os module"',
     'minedge generate --prompt "Return the" --temp 0.8 --top-p 0.95 --seed 7 --max-tokens 200',
-    "minedge generate --model my-model --adapter-path my-adapter --prompt - < prompt.txt",
-    'minedge generate --model my-model --draft-model my-small-model --prompt "import" --stop "\\n\\n" --json',
+    "minedge generate --model my-model --adapter-path my-adapter --prompt - --prompt-cache long.cache < long.txt",
     "minedge generate --prompts questions.txt --max-tokens 40",
-    'minedge generate --prompt "A long text" --prompt-cache long.cache',
+    'minedge generate --model my-model --draft-model my-small-model --prompt "import" --stop "\\n\\n" --json',
 )
 
 
@@ -115,7 +113,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.out()
     facts = meter.facts(model.config.context_length, args.max_tokens)
     if session is not None:
-        facts["prompt_tokens_read"] = session.n_read - max(0, facts["generated_tokens"] - 1)
+        facts["prompt_tokens_read"] = session.reads[0] if session.reads else 0
         _keep(session, args.prompt_cache, facts["prompt_tokens"], facts["prompt_tokens_read"])
     if not console.json_mode:
         share = f"; {counts.accepted_share:.0%} of the guesses accepted" if counts.proposed else ""

@@ -28,14 +28,14 @@ Array = NDArray[Any]
 class Session:
     """A reader of one sequence of up to `max_length` tokens (the context by default), and the ids it holds.
 
-    n_read counts the tokens that were really read, by all calls.
+    reads: how many tokens each call of `read` really read.
     """
 
     def __init__(self, model: Model, max_length: int | None = None, kv_dtype: str | None = None):
         self.model = model
         self.reader: Reader = open_reader(model, 1, max_length or model.config.context_length, kv_dtype)
         self.ids: list[int] = []
-        self.n_read = 0
+        self.reads: list[int] = []
 
     def read(self, text: list[int], last: int = 1) -> Array:
         """Logits (last, V) of the last tokens of `text`; what the session holds of its beginning is not read again."""
@@ -43,7 +43,7 @@ class Session:
         self.reader.truncate(keep)
         self.ids = list(text[:keep])  # an interrupted read leaves what was there before it
         logits = self.reader.step([text[keep:]], last)
-        self.n_read += len(text) - keep
+        self.reads.append(len(text) - keep)
         self.ids = list(text)
         return logits
 
