@@ -133,7 +133,7 @@ class Chat:
             self.console.status(f"minedge chat: error: {error}")
             self.refused += 1
             return ""
-        if self.session is None:
+        if self.session is None and "draft_model" not in self.settings:
             from minedge.model.session import Session
 
             self.session = Session(self.model)
