@@ -94,7 +94,7 @@ def _check(args: argparse.Namespace, console: Console) -> int:
 
     (folder,) = _words(args, "DIR")
     result = check_folder(folder, args.seed, args.task)
-    console.table(["task", "points", "title"], table(result), left=1)
+    console.table(["task", "title", "points"], [(t, title, points) for t, points, title in table(result)], left=2)
     for line in failures(result):
         console.out(line if line.startswith(" ") else f"\n{line}")
     for line in [p.outcome.note for t in result.tasks for p in t.properties if p.outcome.note]:

@@ -8,8 +8,9 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,12 +101,12 @@ class Property:
         return self.label or self.call
 
     def run(self, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]) -> Outcome:
-        for case in self.cases(rng):
-            expected = self.expected(**case)
-            outcome = _compared(student, self.call, case, expected, self.tolerance, misconceptions)
-            if not outcome.ok:
-                return outcome
-        return Outcome(True)
+        def outcomes() -> Iterator[Outcome]:
+            for case in self.cases(rng):
+                expected = self.expected(**case)
+                yield _compared(student, self.call, case, expected, self.tolerance, misconceptions)
+
+        return _first_failure(outcomes())
 
 
 @dataclass(frozen=True)
@@ -131,34 +132,37 @@ class Gradient:
         return self.label or self.call
 
     def run(self, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]) -> Outcome:
-        for case in self.cases(rng):
-            names = list(case)
+        return _first_failure(self._on(case, student, rng, misconceptions) for case in self.cases(rng))
 
-            def forward(*args: Any, names: list[str] = names) -> tuple[Any, Any]:
-                return self.forward(**dict(zip(names, args, strict=True)))
+    def _on(
+        self, case: Values, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]
+    ) -> Outcome:
+        names = list(case)
 
-            out, cache = forward(*case.values())
-            dout = rng.standard_normal(np.shape(out)) if np.ndim(out) else float(rng.standard_normal())
-            arguments = {"dout": dout, "cache": list(cache)}
-            expected = self.expected(**arguments)
-            outcome = _compared(student, self.call, arguments, expected, 1e-7, misconceptions, shown=case)
-            if not outcome.ok:
-                return outcome
+        def forward(*args: Any) -> tuple[Any, Any]:
+            return self.forward(**dict(zip(names, args, strict=True)))
 
-            def backward(dout: Any, cache: Any) -> tuple[Any, ...]:
-                got = student.call(self.call, dout=dout, cache=list(cache))
-                return tuple(got[f"d{name}"] for name in self.wrt)
+        def backward(dout: Any, cache: Any) -> tuple[Any, ...]:
+            got = student.call(self.call, dout=dout, cache=list(cache))
+            return tuple(got[f"d{name}"] for name in self.wrt)
 
-            try:
-                wrt = [names.index(name) for name in self.wrt]
-                report = check_backward(
-                    forward, backward, list(case.values()), wrt=wrt, rng=rng, n_directions=1, tolerance=self.tolerance
-                )
-            except (CallError, KeyError, TypeError, ValueError) as error:
-                return Outcome(False, shapes(case), f"{self.call}: {error}")
-            if not report.ok:
-                return Outcome(False, shapes(case), f"{self.call} is not the derivative of its forward: {report}")
-        return Outcome(True)
+        out, cache = forward(*case.values())
+        dout = rng.standard_normal(np.shape(out)) if np.ndim(out) else float(rng.standard_normal())
+        arguments = {"dout": dout, "cache": list(cache)}
+        expected = self.expected(**arguments)
+        outcome = _compared(student, self.call, arguments, expected, 1e-7, misconceptions, shown=case)
+        if not outcome.ok:
+            return outcome
+        wrt = [names.index(name) for name in self.wrt]
+        try:
+            report = check_backward(
+                forward, backward, list(case.values()), wrt=wrt, rng=rng, n_directions=1, tolerance=self.tolerance
+            )
+        except (CallError, KeyError, TypeError, ValueError) as error:
+            return Outcome(False, shapes(case), f"{self.call}: {error}")
+        if report.ok:
+            return Outcome(True)
+        return Outcome(False, shapes(case), f"{self.call} is not the derivative of its forward: {report}")
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,27 @@ class Check:
 
     def run(self, student: Student, rng: np.random.Generator, misconceptions: Sequence[Misconception]) -> Outcome:
         return self.function(student, rng)
+
+
+def _first_failure(outcomes: Iterator[Outcome]) -> Outcome:
+    """The first failing case. Where it names several misconceptions or none, up to three more failing cases tell them
+    apart: what explains the small case by accident does not explain the others.
+    """
+    failed = next((outcome for outcome in outcomes if not outcome.ok), None)
+    if failed is None:
+        return Outcome(True)
+    if failed.kind or len(failed.misconceptions) == 1:
+        return failed
+    names = failed.misconceptions
+    more = (outcome for outcome in outcomes if not outcome.ok)
+    for outcome in itertools.islice(more, 3):
+        if outcome.kind:
+            break
+        both = tuple(name for name in names if name in outcome.misconceptions)
+        names = (both or names) if names else outcome.misconceptions
+        if len(names) == 1:
+            break
+    return replace(failed, misconceptions=names[:MAX_HINTS])
 
 
 @dataclass
@@ -224,4 +249,4 @@ def explain(
                 names += [] if m.name in names else [m.name]
         except Exception:
             continue  # it says nothing about this case
-    return tuple(names[:MAX_HINTS])
+    return tuple(names)

@@ -167,7 +167,8 @@ class Student:
         if not isinstance(answer, dict):
             self._stop()
             raise CallError("answer", f"{doing}: no readable answer")
-        self.printed = (self.printed + str(answer.get("printed", "")))[:2000]
+        said = str(answer.get("printed", "")).replace(f"{self._folder}{os.sep}", "")
+        self.printed = (self.printed + said)[:2000]
         return answer
 
     def _read(self, count: int, deadline: float, doing: str) -> bytes:
