@@ -39,7 +39,6 @@ def test_the_solution_has_all_points_and_the_handout_none(name):
     full = verdict(assignment, solved(assignment), apart=True)
     assert full.complete and full.earned == full.points == 100, report(full, [])
     assert not full.notes and not full.printed
-    assert full.seconds < 20
     blank = verdict(assignment, {f.name: handout(assignment, f).encode() for f in assignment.files}, apart=True)
     assert blank.earned == 0
     assert {p.outcome.kind for t in blank.tasks for p in t.properties} == {"blank"}, report(blank, [])

@@ -59,7 +59,7 @@ def test_start_check_solve_submit_grade(run, tmp_path):
     solve(folder)
     assert run("check", folder, "--task", "a1.4").code == 0
     data = json.loads(run("check", folder, "--json").out)
-    assert data["earned"] == 100 and data["seconds"] < 20
+    assert data["earned"] == 100
     told = run("submit", folder, "--out", tmp_path / "ada.zip")
     assert told.code == 0 and (tmp_path / "ada.zip").stat().st_size < 50_000
     points = tmp_path / "points.json"
