@@ -154,16 +154,20 @@ INLINE void blocks(const struct me_noise *a, const int perturb, int64_t begin, i
             for (int v = 0; v < VECTORS; v++) {
                 const float *weight = a->weight + i + 8 * v;
                 v_store(a->out + i + 8 * v, perturb ? decay * v_load(weight) + scale * z[v] : z[v]);
+                if (perturb && a->other) v_store(a->other + i + 8 * v, decay * v_load(weight) - scale * z[v]);
             }
         } else {
             for (int v = 0; v < VECTORS; v++)
-                for (int l = 0; l < LANES; l++, i++)
-                    if (i >= 0 && i < a->n) a->out[i] = perturb ? a->decay * a->weight[i] + a->scale * z[v][l] : z[v][l];
+                for (int l = 0; l < LANES; l++, i++) {
+                    if (i < 0 || i >= a->n) continue;
+                    if (perturb && a->other) a->other[i] = a->decay * a->weight[i] - a->scale * z[v][l];
+                    a->out[i] = perturb ? a->decay * a->weight[i] + a->scale * z[v][l] : z[v][l];
+                }
         }
     }
 }
 
 ME_KERNEL(normal) { blocks(args, 0, begin, end); }
 
-/* out = fl(fl(decay * weight) + fl(scale * z)) */
+/* out = fl(fl(decay * weight) + fl(scale * z)); with other: other = fl(fl(decay * weight) - fl(scale * z)) */
 ME_KERNEL(perturb) { blocks(args, 1, begin, end); }
