@@ -197,5 +197,7 @@ HIDDEN = [
     Planted("rounds_down", O, QUANTIZE, _loops(offset="8")),
     Planted("scale_from_the_largest_value", O, QUANTIZE, _loops(pick="max(part)")),
     Planted("nibble_order_swapped", O, QUANTIZE, _loops(high="column % 32 < 16")),
+    Planted("scale_from_the_mean", O, D, "    d = x.mean(axis=-1, keepdims=True) / np.float32(-8)"),
+    Planted("scale_from_the_mean", O, D, "    d = np.abs(x).mean(axis=-1, keepdims=True)"),
     Planted("scale_from_the_mean", O, QUANTIZE, _loops(pick="np.mean(np.abs(np.array(part)))", divisor="8")),
 ]  # fmt: skip

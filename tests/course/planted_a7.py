@@ -24,6 +24,7 @@ MADDUBS = "_mm256_sub_epi16(_mm256_maddubs_epi16(codes, x), eight_x)"
 PAIRS = "_mm256_inserti128_si256(_mm256_castsi128_si256(bytes), _mm_srli_epi16(bytes, 4), 1)"
 Q = "const uint8_t *q = p->q + (o * p->blocks + b) * BYTES;"
 X = "            __m256i x = _mm256_loadu_si256((const __m256i *)(p->x + b * BLOCK));\n"
+JOIN = "        if (started[t]) pthread_join(thread[t], 0);\n"
 SHARE = "(struct share){p, p->rows * t / threads, p->rows * (t + 1) / threads}"
 
 PLANTED = [
@@ -89,6 +90,7 @@ PLANTED = [
         "outside_the_arrays", F, SHARE,
         "(struct share){p, p->rows * t / threads, p->rows * (t + 1) / threads + 4096}",
     ),
+    Planted("not_waited_for", F, JOIN, JOIN.replace("pthread_join(thread[t], 0)", "pthread_detach(thread[t])")),
 ]  # fmt: skip
 
 SCALAR = """    for (int64_t o = begin; o < end; o++) {

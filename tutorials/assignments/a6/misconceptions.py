@@ -67,6 +67,19 @@ def signed_maximum(x):
     return np.take_along_axis(x, where, -1) / F32(-8)
 
 
+def mean_magnitude(x):
+    return np.abs(x).mean(-1, keepdims=True)
+
+
+def plain_mean(x):
+    return x.mean(-1, keepdims=True)
+
+
+def signed_mean_magnitude(x):
+    """The mean magnitude with the sign of the value of largest magnitude."""
+    return -np.sign(signed_maximum(x)) * mean_magnitude(x)
+
+
 def quantized(
     weight, group, scale=signed_maximum, code=None, pack=halves, clip=True, low=0, rounded_first=False, zero=8
 ):
@@ -221,17 +234,16 @@ MISCONCEPTIONS = [
         "+8, which clips.",
         q4(scale=lambda x: -signed_maximum(x)),
     ),
-    Misconception(
-        "scale_from_the_mean", "quantize",
-        "Your scale comes from the mean magnitude, so everything above it clips. It comes from the value of "
-        "largest magnitude.",
-        q4(scale=lambda x: np.abs(x).mean(-1, keepdims=True) / F32(8)),
-    ),
-    Misconception(
-        "scale_from_the_mean", "quantize",
-        "Your scale comes from the mean magnitude, so everything above it clips. It comes from the value of "
-        "largest magnitude.",
-        q4(scale=lambda x: np.abs(x).mean(-1, keepdims=True) / F32(-8)),
+    *(
+        Misconception(
+            "scale_from_the_mean", "quantize",
+            "Your scale comes from the mean magnitude, so that much of the group clips. It comes from the value "
+            "of largest "
+            "magnitude.",
+            q4(scale=lambda x, of=of, by=by: of(x) / F32(by)),
+        )
+        for of in (mean_magnitude, plain_mean, signed_mean_magnitude)
+        for by in (8, -8, 7, 7.5, 15, 1)
     ),
     Misconception(
         "scale_from_the_largest_value", "quantize",

@@ -228,4 +228,10 @@ MISCONCEPTIONS = [
         "block, 32 of "
         "x), at rows past `end`, and at pointers that are not aligned for the load you use (loadu).",
     ),
+    Misconception(
+        "not_waited_for", "threads",
+        "Some rows were not written yet when product_threads returned, or a thread went on after it: join every "
+        "thread you "
+        "start. Its share has to live as long as it does, too.",
+    ),
 ]  # fmt: skip
