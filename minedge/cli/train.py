@@ -76,6 +76,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--num-layers", type=integer(-1), metavar="N", help="only the last N layers; -1 for all (default: all)")
     add("--eps", type=real(above=True), metavar="E", help="mezo: size of the perturbation (default: 1e-3)")
     add("--n-samples", type=integer(1), metavar="N", help="mezo: perturbations a step (default: 1)")
+    add(
+        "--int8-activations",
+        action="store_true",
+        default=None,
+        help="mezo over int4 or int8 weights: integer products, faster and less exact; take --eps 1e-2",
+    )
 
     group = parser.add_argument_group("steps")
     add = group.add_argument
@@ -158,8 +164,8 @@ def expand(parser: Parser, words: list[str]) -> list[str]:
 _FIELDS = {
     "iters": "iters", "batch_size": "batch_size", "grad_accum": "grad_accum", "grad_checkpoint": "grad_checkpoint",
     "learning_rate": "learning_rate", "schedule": "schedule", "warmup": "warmup", "final_ratio": "final_ratio",
-    "weight_decay": "weight_decay",
-    "clip": "clip", "eps": "eps", "n_samples": "n_samples", "seed": "seed", "eval_every": "eval_every",
+    "weight_decay": "weight_decay", "clip": "clip", "int8_activations": "int8",
+    "eps": "eps", "n_samples": "n_samples", "seed": "seed", "eval_every": "eval_every",
     "val_batches": "eval_batches", "patience": "patience", "save_every": "save_every",
 }  # fmt: skip
 

@@ -75,6 +75,7 @@ class Perturbations:
         self.optimizer = MeZO(
             lr=float(c.learning_rate or 0.0), eps=c.eps, seed=c.seed, weight_decay=float(c.weight_decay or 0.0),
             n_samples=c.n_samples, schedule=str(c.schedule), total_steps=c.iters if c.schedule == "linear" else None,
+            int8=c.int8,
         )  # fmt: skip
 
     def rate(self, step: int) -> float:

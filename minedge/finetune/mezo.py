@@ -54,6 +54,12 @@ class MeZO:
     lr, weight_decay >= 0; eps > 0, the distance of the two looks; n_samples, draws per step; schedule "constant", or
     "linear" from lr at step 0 to zero at total_steps. UsageError on other values.
 
+    int8 takes products with int4 and int8 matrices over activations rounded to int8, as decoding does. The losses of
+    both looks then err, and their difference by much more than it does otherwise: on the bundled model in int4 under an
+    adapter the projected gradient's error is 0.41 of its own standard deviation at eps = 1e-3 and 0.045 at 1e-2
+    (24 draws, c tier). So it is off unless asked for, and is asked for with a larger eps. Replay needs no forward pass
+    and does not care.
+
     >>> MeZO(lr=1e-6, eps=1e-3, seed=0).log.steps
     0
     """
@@ -67,7 +73,9 @@ class MeZO:
         n_samples: int = 1,
         schedule: str = "constant",
         total_steps: int | None = None,
+        int8: bool = False,
     ):
+        self.int8 = int8
         self.settings = Settings(lr, eps, seed, weight_decay, n_samples, schedule, total_steps)
         self.log = Log(self.settings)
 
@@ -83,7 +91,7 @@ class MeZO:
         s, t = self.settings, self.log.steps
         losses: list[float] = []
         projected_grads: list[float] = []
-        looks = _Looks(model)
+        looks = _Looks(model, self.int8)
         for sample in range(s.n_samples):
             # BEGIN SOLUTION a4.3
             plus = _loss(looks, batches, Noise(s.seed, t, s.eps, model.trainable_names, sample))
@@ -147,14 +155,14 @@ class _Looks:
     for: side by side the two passes make each z once (minedge/model/both_sides.py).
     """
 
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(self, model: Model, int8: bool):
+        self.model, self.int8 = model, int8
         self.seen: dict[Any, tuple[float, float]] = {}
 
     def loss_sum(self, tokens: Any, loss_mask: Any, noise: Noise) -> tuple[float, float]:
         found = self.seen.pop((id(tokens), id(loss_mask), noise), None)
         if found is None:
-            plus, minus, weight = self.model.loss_sums(tokens, loss_mask, noise)
+            plus, minus, weight = self.model.loss_sums(tokens, loss_mask, noise, self.int8)
             self.seen[id(tokens), id(loss_mask), replace(noise, eps=-noise.eps)] = minus, weight
             found = plus, weight
         return found

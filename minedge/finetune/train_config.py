@@ -40,6 +40,7 @@ class TrainConfig:
     weight_decay, beta1, beta2, adam_eps, clip      AdamW; clip is the largest global norm of a gradient, 0 for none
     lora           {"r", "lora_alpha", "target", "use_rslora", "use_dora"} of the adapter to add where there is none
     eps, n_samples MeZO: size of the perturbation, draws a step
+    int8           MeZO: products over int8 activations where the weights are int4 or int8; take eps = 1e-2 then
     seed           of batches, adapter and perturbations
     eval_every     steps between evaluations on validation data, 0 for never; eval_batches of them, 0 for all
     save_every     steps between checkpoints, 0 for only those of a better validation loss and the last
@@ -67,6 +68,7 @@ class TrainConfig:
     lora: Mapping[str, Any] | None = None
     eps: float = 1e-3
     n_samples: int = 1
+    int8: bool = False
     seed: int = 0
     eval_every: int = 100
     eval_batches: int = 0
@@ -93,8 +95,11 @@ class TrainConfig:
             ("keep", 1),
         ):
             set_(self, name, integer(name, getattr(self, name), low))
-        if not isinstance(self.grad_checkpoint, bool):
-            raise UsageError(f"grad_checkpoint: expected True or False, got {self.grad_checkpoint!r}")
+        for name in ("grad_checkpoint", "int8"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if self.int8 and not mezo:
+            raise UsageError("int8: rounded activations have no gradient; it belongs to method mezo")
         for name in ("warmup", "seed", "eval_every", "eval_batches", "save_every", "patience"):
             set_(self, name, integer(name, getattr(self, name), 0))
         for name in ("learning_rate", "weight_decay", "clip", "eps", "adam_eps", "final_ratio", "beta1", "beta2"):

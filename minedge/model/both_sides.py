@@ -53,11 +53,17 @@ def both_sides(params: Params, noise: Noise, ops: Ops) -> tuple[Perturbed, Pertu
 
 
 def both_hidden(
-    config: Config, params: Params, linears: Mapping[str, LinearKind], tokens: Array, ops: Ops, noise: Noise
+    config: Config,
+    params: Params,
+    linears: Mapping[str, LinearKind],
+    tokens: Array,
+    ops: Ops,
+    noise: Noise,
+    int8: bool = False,
 ) -> tuple[Array, Array]:
     """`transformer.forward_hidden` at w + eps z and at w - eps z: tokens (B, T) -> twice (B, T, C)."""
     sides = both_sides(params, noise, ops)
-    runs = [_Pass(config, side, linears, ops, keep=False) for side in sides]
+    runs = [_Pass(config, side, linears, ops, int8, keep=False) for side in sides]
     a, where = config.arch, np.arange(tokens.shape[1])
     xs = [linears[a.embed].rows(tokens, side, a.embed, ops) for side in sides]
     if a.positions:

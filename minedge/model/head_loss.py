@@ -28,7 +28,7 @@ LOGIT_TILE = 1 << 22  # logits made at once: 16 MB of float32
 
 def head_loss(
     config: Config, params: Params, linears: Linears, ops: Ops, x: Array, targets: Array, weights: Array,
-    noise: Noise | None = None,
+    noise: Noise | None = None, int8: bool = False,
 ) -> float:  # fmt: skip
     """sum_i weights_i * cross-entropy_i; positions of weight 0 need no logits."""
     rows, total = np.flatnonzero(weights), 0.0
@@ -36,7 +36,7 @@ def head_loss(
     for at in _tiles(len(rows), LOGIT_TILE // config.vocab_size):
         part = rows[at]
         tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
-        logits, _ = transformer.head_forward(config, head, linears, tile, ops)
+        logits, _ = transformer.head_forward(config, head, linears, tile, ops, int8=int8)
         total += ops.cross_entropy_forward(logits, targets[part], weights[part])[0]
     return total
 

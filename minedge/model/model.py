@@ -94,13 +94,17 @@ class Model:
         loss = head_loss(*model, self.ops, x.reshape(len(targets), -1), targets, weights, noise)
         return loss, float(weights.sum(dtype=np.float64))
 
-    def loss_sums(self, tokens: Array, loss_mask: Array | None, noise: Noise) -> tuple[float, float, float]:
-        """`loss_sum` at w + eps z and at w - eps z, bit for bit, and the sum of mask; z of each tensor is made once."""
+    def loss_sums(
+        self, tokens: Array, loss_mask: Array | None, noise: Noise, int8: bool = False
+    ) -> tuple[float, float, float]:
+        """`loss_sum` at w + eps z and at w - eps z, bit for bit, and the sum of mask; z of each tensor is made once.
+        `int8` takes int4 and int8 matrices' products over activations rounded to int8.
+        """
         inputs, targets, weights = self._shifted(tokens, loss_mask)
         model = (self.config, self.params, self.linears)
-        plus, minus = (x.reshape(len(targets), -1) for x in both_hidden(*model, inputs, self.ops, noise))
-        above = head_loss(*model, self.ops, plus, targets, weights, noise)
-        below = head_loss(*model, self.ops, minus, targets, weights, replace(noise, eps=-noise.eps))
+        plus, minus = (x.reshape(len(targets), -1) for x in both_hidden(*model, inputs, self.ops, noise, int8))
+        above = head_loss(*model, self.ops, plus, targets, weights, noise, int8)
+        below = head_loss(*model, self.ops, minus, targets, weights, replace(noise, eps=-noise.eps), int8)
         return above, below, float(weights.sum(dtype=np.float64))
 
     def token_losses(self, tokens: Array) -> Array:

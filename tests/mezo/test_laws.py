@@ -28,7 +28,7 @@ class Function(SimpleNamespace):
     def require_trainable(self) -> None:
         pass
 
-    def loss_sums(self, tokens, loss_mask, noise):
+    def loss_sums(self, tokens, loss_mask, noise, int8):
         plus, minus = both_sides(self.params, noise, self.ops)
         return self.formula(plus["w"]), self.formula(minus["w"]), 1.0
 

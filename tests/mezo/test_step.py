@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import minedge
 from minedge.config import Config
 from minedge.errors import DivergedError, UsageError
 from minedge.finetune.mezo import MeZO, replay
@@ -69,6 +70,31 @@ def test_both_sides_at_once_are_two_passes_bit_for_bit(architecture, tier_ops):
     plus, minus, weight = model.loss_sums(batch(), mask, noise)
     assert (plus, weight) == model.loss_sum(batch(), mask, noise)
     assert (minus, weight) == model.loss_sum(batch(), mask, replace(noise, eps=-1e-3))
+
+
+def test_int8_activations_are_those_of_decoding(tier_ops):
+    """The same rounding at both sides: a look is the loss of a forward pass over int8 activations."""
+    config = Config(vocab_size=37, n_layer=2, n_embd=32, n_head=2, n_inner=64, context_length=16)
+    base = minedge.quant.int4(minedge.init(config, backend=tier_ops.spec), embeddings=True)
+    model = minedge.lora.add(base, r=2)
+    noise = Noise(0, 0, 1e-2, model.trainable_names)  # of the first step below
+    plus, minus, weight = model.loss_sums(batch(), None, noise, int8=True)
+    for found, eps in ((plus, 1e-2), (minus, -1e-2)):
+        x, _ = transformer.forward(
+            config, model.params, model.linears, batch()[:, :-1], model.ops, noise=replace(noise, eps=eps), int8=True
+        )
+        expected, _ = model.ops.cross_entropy_forward(
+            x.reshape(-1, 37), batch()[:, 1:].ravel(), np.ones(int(weight), np.float32)
+        )
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert (plus, minus) != model.loss_sums(batch(), None, noise)[:2]
+    steps = [MeZO(lr=1e-3, eps=1e-2, int8=int8) for int8 in (True, False)]
+    for opt in steps:
+        opt.step(model.trainable(), batch())
+    assert steps[0].log.projected_grads[0] == np.float32((plus - minus) / weight / 2e-2)
+    assert steps[0].log.projected_grads != steps[1].log.projected_grads
+    with pytest.raises(UsageError, match="int8"):
+        minedge.train(model, None, "lora", int8=True)
 
 
 def test_both_looks_make_every_number_once(monkeypatch):
@@ -173,7 +199,7 @@ def test_accumulation_over_micro_batches_is_the_whole_batch(tier_ops):
 
 def test_accumulation_weighs_by_the_mask(monkeypatch):
     """Exact in numbers that float64 holds: 3 of weight 1 and 10 of weight 4 make 13 / 5, not the mean of the ratios."""
-    monkeypatch.setattr(Model, "loss_sums", lambda self, tokens, mask, noise: (tokens[0], *tokens))
+    monkeypatch.setattr(Model, "loss_sums", lambda self, tokens, mask, noise, int8: (tokens[0], *tokens))
     assert MeZO(lr=0.0).step(tiny().trainable(), [((3.0, 1.0), None), ((10.0, 4.0), None)]) == 13 / 5
 
 
