@@ -20,7 +20,7 @@ from minedge.model.shapes import head_name, linear_shapes, param_shapes
 
 __all__ = ["Trace", "array_bytes", "inference", "training_step"]
 
-_ITEMSIZE = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "float64": 8, "int64": 8}
+_ITEMSIZE = {"float32": 4, "float16": 2, "uint16": 2, "int8": 1, "uint8": 1, "float64": 8, "int64": 8}
 
 
 def array_bytes(config: Config, linears: Mapping[str, LinearKind]) -> dict[str, int]:

@@ -82,9 +82,15 @@ def _int8(kind: Any, rows: int, out: int, width: int) -> Need:
     return Need(0, F * tile + (0 if part == out else F * rows * part), F * (2 * tile + rows * (width + part)))
 
 
+def _half(kind: Any, rows: int, out: int, width: int) -> Need:
+    """In backward some rows float32 at a time, and their part of the result beside it."""
+    tile = min(out * width, max(TILE, width))
+    return Need(0, 0, F * (tile + rows * (width + tile // max(1, width))))
+
+
 _NEEDS: dict[str, Callable[[Any, int, int, int], Need]] = {
     "dense": _dense, "lora": _lora, "dora": _dora, "masked": _masked, "nf4": _nf4,
-    "int8": _int8, "int4": _int4,
+    "int8": _int8, "int4": _int4, "float16": _half, "bfloat16": _half,
 }  # fmt: skip
 
 

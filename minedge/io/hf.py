@@ -35,7 +35,15 @@ __all__ = [
 
 FORMAT_VERSION = 1
 _FLOATS = {"F16", "BF16", "F32", "F64"}
-_EXACT = {"uint8": "U8", "int8": "I8", "float16": "F16", "int32": "I32", "int64": "I64", "bool": "BOOL"}
+_EXACT = {
+    "uint8": "U8",
+    "int8": "I8",
+    "float16": "F16",
+    "uint16": "U16",
+    "int32": "I32",
+    "int64": "I64",
+    "bool": "BOOL",
+}
 _MAX_LAYERS = 1_000  # tables have entries for each
 _PER_LAYER = 9  # tensors, at least: two norms and seven matrices
 FILE_DTYPE_KEYS = ("torch_dtype", "dtype")  # older and newer name; of the file, not the model

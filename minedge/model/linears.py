@@ -35,6 +35,8 @@ _HOMES = {
     "int4": "minedge.compress.int4",
     "int8": "minedge.compress.int8",
     "nf4": "minedge.compress.nf4",
+    "float16": "minedge.compress.half",
+    "bfloat16": "minedge.compress.half",
     "masked": "minedge.compress.prune",
     "lora": "minedge.finetune.lora",
     "dora": "minedge.finetune.dora",

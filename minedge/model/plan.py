@@ -249,14 +249,15 @@ def _int8(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -
 
 
 def _half(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -> None:
-    b.add("half", out, (x,), (f"{name}.weight",), n=n, m=m)
+    b.add("half", out, (x,), (f"{name}.half",), n=n, m=m)
 
 
 Rule = Callable[[_Builder, Any, str, str, str, int, int], None]
-PRODUCTS: dict[str, Rule] = {"dense": _dense, "int4": _int4, "int8": _int8, "lora": _lora}
+PRODUCTS: dict[str, Rule] = {"dense": _dense, "int4": _int4, "int8": _int8, "float16": _half, "lora": _lora}
 # Embeddings: the step, and the arrays it reads.
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dense": ("rows_dense", ("weight",)),
     "int4": ("rows_int4", ("qweight", "scales")),
     "int8": ("rows_int8", ("qweight", "scales")),
+    "float16": ("rows_half", ("half",)),
 }

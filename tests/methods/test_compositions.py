@@ -12,6 +12,7 @@ import pytest
 
 from minedge import lora, prune, quant
 from minedge.compress.compositions import APPLIES, WRAPS, core
+from minedge.compress.half import BFloat16, Float16
 from minedge.compress.int4 import Int4
 from minedge.compress.int8 import Int8
 from minedge.compress.nf4 import NF4
@@ -28,6 +29,8 @@ KINDS = {
     "int8": Int8(),
     "nf4": NF4(),
     "masked": Masked(),
+    "float16": Float16(),
+    "bfloat16": BFloat16(),
     "lora": LoRA(adapter="inner"),
     "dora": DoRA(adapter="inner"),
 }
@@ -38,11 +41,15 @@ MODELS = {
     "int8": quant.int8,
     "nf4": lambda m: quant.nf4(m, 32),
     "masked": prune.magnitude,
+    "float16": quant.half,
+    "bfloat16": lambda m: quant.half(m, "bfloat16"),
 }
 METHODS = {
     "nf4": lambda m: quant.nf4(m, block_size=64 if core(m.linears[Q]) == NF4(32) else 32),
     "int4": lambda m: quant.int4(m, group_size=64 if core(m.linears[Q]) == Int4(32) else 32),
     "int8": quant.int8,
+    "float16": quant.half,
+    "bfloat16": lambda m: quant.half(m, "bfloat16"),
     "prune": prune.magnitude,
     "densify": prune.densify,
     "merge": lambda m: lora.merge(lora.add(m)),

@@ -206,6 +206,17 @@ MUTANTS = [
     Mutant("8-bit scale of the largest, not of the size", "q8", "np.abs(x).max(axis=-1)", "x.max(axis=-1)", "q8"),
     Mutant("8-bit scale by 128", "q8", "/ F32(127)", "/ F32(128)", "q8"),
     Mutant("8-bit scale of another group", "q8", "(F32)[..., None]", "(F32)[:, ::-1, None]", "q8"),
+    Mutant("8-bit without scales", "q8", "scales.astype(F32), xs", "1 + 0 * scales.astype(F32), xs", "q8_product"),
+    Mutant("8-bit product in 16 bits", "q8", "xb, wb)", "xb.astype(np.int16), wb.astype(np.int16))", "q8_product"),
+    Mutant("8-bit product, another row's activations", "q8", "xscales, opt", "xscales[::-1], opt", "q8_product"),
+    Mutant("bfloat16 cut off, not rounded", "half", "np.uint32(0x7FFF) +", "np.uint32(0) *", "half"),
+    Mutant("bfloat16 ties go up", "half", "(bits >> np.uint32(16) & np.uint32(1))", "np.uint32(1)", "half"),
+    Mutant(
+        "bfloat16's NaN rounds to infinity", "half", "np.where(np.isnan(weight), quiet, rounded)", "rounded", "half"
+    ),
+    Mutant("bfloat16 read into the lower half", "half", "<< np.uint32(16)).view", "<< np.uint32(15)).view", "half"),
+    Mutant("16-bit product reversed", "half", "= x @ half_widen", "= x[..., ::-1] @ half_widen", "half_linear"),
+    Mutant("16-bit backward takes off", "half", "dx += dout", "dx -= dout", "half_linear"),
     Mutant("partial sums in 16 bits", "int4", "xb, wb)", "xb, wb).astype(np.int16).astype(np.int32)", "partials"),
     Mutant(
         "mask bits read from the other end", "masks", 'count=n, bitorder="little"', 'count=n, bitorder="big"', "masks"
