@@ -27,6 +27,7 @@ KINDS = {
     "int4/64, embedding too": lambda m: quant.int4(m, 64, embeddings=True),
     "int4, embedding too": lambda m: quant.int4(m, embeddings=True),
     "int8": lambda m: quant.int8(m, embeddings=True),
+    "float16": quant.half,
     "lora": _adapted,
     "lora on int4": lambda m: _adapted(quant.int4(m, embeddings=True)),
     "two loras on int4": lambda m: _adapted(_adapted(quant.int4(m)), adapter="second"),
