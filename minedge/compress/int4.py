@@ -38,6 +38,7 @@ GROUP_SIZES = (32, 64, 128)
 # round finer; 8/7 is where the side that clips just fits.
 MULTIPLIERS = tuple(np.arange(0.72, 1.16, 0.02).round(2).tolist())
 CHUNK = 1 << 20  # weights searched at a time
+TILE = 1 << 20  # weights dense at a time in a float product: a head of 65 million would take 262 MB
 
 
 @register("int4")
@@ -65,12 +66,26 @@ class Int4(LinearKind):
         qweight, scales = params[f"{name}.qweight"], params[f"{name}.scales"]
         if int8:  # decoding: integer dot products over activations rounded to int8; never differentiated
             return ops.int4_int8_linear(x, qweight, scales, self.group_size), ()
-        return ops.int4_linear_forward(x, qweight, scales, self.group_size)
+        tiles = _tiles(*qweight.shape)
+        if len(tiles) == 1:
+            return ops.int4_linear_forward(x, qweight, scales, self.group_size)
+        out = np.empty((*x.shape[:-1], len(qweight)), x.dtype)
+        for rows in tiles:
+            out[..., rows] = ops.int4_linear_forward(x, qweight[rows], scales[rows], self.group_size)[0]
+        return out, (qweight, scales, self.group_size)
 
     def backward(
         self, dout: Array, cache: tuple, params: Params, name: str, ops: Ops, wanted: frozenset[str]
     ) -> tuple[Array, dict[str, Array]]:
-        return ops.int4_linear_backward(dout, cache), {}
+        qweight, scales, group_size = cache
+        tiles = _tiles(*qweight.shape)
+        if len(tiles) == 1:
+            return ops.int4_linear_backward(dout, cache), {}
+        dx = np.zeros((*dout.shape[:-1], 2 * qweight.shape[1]), dout.dtype)
+        for rows in tiles:  # the part of each tile is added in order
+            part = np.ascontiguousarray(dout[..., rows])
+            dx += ops.int4_linear_backward(part, (qweight[rows], scales[rows], group_size))
+        return dx, {}
 
     def dense(self, params: Params, name: str, ops: Ops) -> Array:
         return ops.int4_dequantize(params[f"{name}.qweight"], params[f"{name}.scales"], self.group_size)
@@ -164,6 +179,12 @@ def _mse_rows(weight: Array, group_size: int, ops: Ops) -> tuple[Array, Array]:
         best_codes = np.where(better[..., None], codes.astype(np.uint8), best_codes)
         # END SOLUTION
     return _pack(best_codes.reshape(weight.shape)), best_scale
+
+
+def _tiles(rows: int, packed_width: int) -> list[slice]:
+    """Slices of rows with about `TILE` weights each."""
+    step = max(1, TILE // max(1, 2 * packed_width))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

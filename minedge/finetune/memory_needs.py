@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minedge.compress import int8
+from minedge.compress import int4, int8
 from minedge.compress.compositions import core
 from minedge.model.linears import LinearKind
 from minedge.ops.numpy_ops.nf4 import TILE
@@ -36,7 +36,7 @@ def _unpacked(kind: Any, rows: int, out: int, width: int) -> Need:
 
 def _int4(kind: Any, rows: int, out: int, width: int) -> Need:
     """Some rows dense at a time, their part of the result beside it; in backward their part of the gradient too."""
-    part = min(out, max(1, TILE // max(1, width)))
+    part = min(out, max(1, int4.TILE // max(1, width)))
     tile = F * part * width
     if part == out:
         return Need(0, tile, tile)

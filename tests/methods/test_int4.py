@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 import minedge
 from minedge import lora, prune, quant
-from minedge.compress.int4 import GROUP_SIZES, mse_quantize
+from minedge.compress.int4 import GROUP_SIZES, Int4, mse_quantize
 from minedge.errors import UsageError
 from minedge.ops import get
 from tests.methods import checks
@@ -251,13 +252,13 @@ def test_saved_and_loaded(tmp_path, change):
 
 def test_a_large_matrix_is_dense_a_tile_at_a_time(monkeypatch):
     """Five tiles, the last one short: forward has the bits of one product, backward adds up in another order."""
-    rng, ops = np.random.default_rng(0), get("c")
+    rng, ops, kind = np.random.default_rng(0), get("c"), Int4(32)
     weight, x = rng.normal(size=(70, 64)).astype(np.float32), rng.normal(size=(2, 5, 64)).astype(np.float32)
-    packed = ops.int4_quantize(weight, 32)
-    out, cache = ops.int4_linear_forward(x, *packed, 32)
-    dx = ops.int4_linear_backward(out, cache)
-    monkeypatch.setattr("minedge.ops.c_ops.int4.TILE", 64 * 16)
-    tiled, cache = ops.int4_linear_forward(x, *packed, 32)
+    packed = kind.pack("m", weight, ops)
+    out, cache = kind.forward(x, packed, "m", ops)
+    dx, _ = kind.backward(out, cache, packed, "m", ops, frozenset())
+    monkeypatch.setattr(sys.modules["minedge.compress.int4"], "TILE", 64 * 16)
+    tiled, cache = kind.forward(x, packed, "m", ops)
     assert tiled.tobytes() == out.tobytes()
-    bound = 2 * 70 * 2.0**-24 * (np.abs(out) @ np.abs(ops.int4_dequantize(*packed, 32)))
-    assert (np.abs(ops.int4_linear_backward(out, cache) - dx) <= bound).all()
+    bound = 2 * 70 * 2.0**-24 * (np.abs(out) @ np.abs(kind.dense(packed, "m", ops)))
+    assert (np.abs(kind.backward(out, cache, packed, "m", ops, frozenset())[0] - dx) <= bound).all()

@@ -8,7 +8,6 @@ import numpy as np
 
 from minedge.ops.c_ops.checks import dense, f32, need
 from minedge.ops.c_ops.native import floats, halves, lib, product, signed_bytes, unsigned_bytes, words
-from minedge.ops.numpy_ops.nf4 import TILE
 
 __all__ = ["OPS"]
 
@@ -51,39 +50,23 @@ def int4_dequantize(isa: int, qweight: Array, scales: Array, group_size: int) ->
 
 def int4_linear_forward(isa: int, x: Array, qweight: Array, scales: Array, group_size: int) -> tuple[Array, tuple]:
     x = f32(x, "x")
-    qweight, scales, rows, width = _packed(qweight, scales, group_size)
-    need(x.ndim >= 1 and x.shape[-1] == width, f"x: expected (..., {width}), got {x.shape}")
-    out, n = np.empty((*x.shape[:-1], rows), F32), math.prod(x.shape[:-1])
-    tiles = row_tiles(rows, width)
-    for at in tiles:
-        weight = int4_dequantize(isa, qweight[at], scales[at], group_size)
-        part = out if len(tiles) == 1 else np.empty((*x.shape[:-1], len(weight)), F32)
-        product(isa, part, x, weight, False, True, n, *weight.shape)
-        if part is not out:
-            out[..., at] = part
+    weight = int4_dequantize(isa, qweight, scales, group_size)
+    need(x.ndim >= 1 and x.shape[-1] == weight.shape[1], f"x: expected (..., {weight.shape[1]}), got {x.shape}")
+    out = np.empty((*x.shape[:-1], weight.shape[0]), F32)
+    product(isa, out, x, weight, False, True, math.prod(x.shape[:-1]), *weight.shape)
     return out, (qweight, scales, group_size)
 
 
 def int4_linear_backward(isa: int, dout: Array, cache: tuple) -> Array:
     dout = f32(dout, "dout")
-    qweight, scales, group_size = cache
-    qweight, scales, rows, width = _packed(qweight, scales, group_size)
-    need(dout.ndim >= 1 and dout.shape[-1] == rows, f"dout: expected (..., {rows}), got {dout.shape}")
-    dx, n = np.empty((*dout.shape[:-1], width), F32), math.prod(dout.shape[:-1])
-    tiles = row_tiles(rows, width)
-    for k, at in enumerate(tiles):
-        weight = int4_dequantize(isa, qweight[at], scales[at], group_size)
-        part = dx if k == 0 else np.empty(dx.shape, F32)
-        product(isa, part, np.ascontiguousarray(dout[..., at]), weight, False, False, n, width, len(weight))
-        if part is not dx:
-            dx += part
+    weight = int4_dequantize(isa, *cache)
+    need(
+        dout.ndim >= 1 and dout.shape[-1] == weight.shape[0],
+        f"dout: expected (..., {weight.shape[0]}), got {dout.shape}",
+    )
+    dx = np.empty((*dout.shape[:-1], weight.shape[1]), F32)
+    product(isa, dx, dout, weight, False, False, math.prod(dout.shape[:-1]), weight.shape[1], weight.shape[0])
     return dx
-
-
-def row_tiles(rows: int, width: int) -> list[slice]:
-    """Rows of a matrix that stand in float32 at once: a head of 100 million weights would take 400 MB."""
-    step = max(1, TILE // max(1, width))
-    return [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]
 
 
 def int8_quantize(isa: int, x: Array) -> tuple[Array, Array]:
