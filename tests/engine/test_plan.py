@@ -27,6 +27,10 @@ def run_step(ops: Ops, step: Step, ins: list[np.ndarray], w: list[np.ndarray], t
             return ops.embedding_forward(tokens, w[0])[0]
         case "rows_int4":
             return ops.int4_dequantize(w[0][tokens], w[1][tokens], step.group)
+        case "rows_half":
+            return ops.half_widen(w[0][tokens])
+        case "half":
+            return ops.half_linear_forward(x, w[0])[0]
         case "rows_int8":
             return ops.q8_dequantize(w[0][tokens], w[1][tokens])
         case "positions":
