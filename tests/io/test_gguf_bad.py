@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tracemalloc
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_truncation_at_every_byte_of_a_gguf_file(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(MinedgeFormatError, match=re.escape(str(path))):
             gguf.read_model(path)
+    for length in range(data_start, len(whole)):  # the header's reader alone finds out that data are missing
+        with pytest.raises(MinedgeFormatError, match=r"m\.gguf"):
+            load_header(io.BytesIO(whole[:length]), length, "m.gguf")
     path.write_bytes(whole)
     assert gguf.read_model(path)[0].vocab_size == 8
 
