@@ -29,7 +29,8 @@ def dense(a: Any, dtype: np.dtype, name: str) -> np.ndarray:
     """`a` itself, or a contiguous, aligned copy of it; TypeError unless it is an array of exactly `dtype`."""
     if not isinstance(a, np.ndarray) or a.dtype != dtype:
         raise TypeError(
-            f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; {name}.astype('{dtype}') converts it"
+            f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; convert it, for instance "
+            f"with {name}.astype('{dtype}')"
         )
     return a if a.flags.num & READY == READY else np.array(a, dtype=dtype, order="C", copy=True)
 
@@ -50,7 +51,8 @@ def plain(a: Any, dtype: np.dtype, name: str, writable: bool = False) -> np.ndar
     """`a` as it is: ValueError where it would have to be copied, or is read-only and must not be."""
     if not isinstance(a, np.ndarray) or a.dtype != dtype:
         raise TypeError(
-            f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; {name}.astype('{dtype}') converts it"
+            f"{name}: expected a {dtype} array, got {getattr(a, 'dtype', type(a).__name__)}; convert it, for instance "
+            f"with {name}.astype('{dtype}')"
         )
     if a.flags.num & READY != READY:
         raise ValueError(f"{name}: expected a C-contiguous, aligned array; pass np.ascontiguousarray({name})")
