@@ -78,6 +78,15 @@ PLANTED = [
     Planted("count_rounded_down", P, REMOVE, "    remove = int(sparsity * size.size)"),
     Planted("count_rounded_up", P, REMOVE, "    remove = math.ceil(sparsity * size.size)"),
     Planted("count_half_up", P, REMOVE, "    remove = int(sparsity * size.size + 0.5)"),
+    Planted("sparsity_is_what_stays", P, REMOVE, "    remove = round((1 - sparsity) * size.size)"),
+    Planted(
+        "each_row_alone", P, SIZE,
+        """    if len(weights[0]) > 1:
+        alone = [[_without_smallest([row[None]], sparsity)[0] for row in w] for w in weights]
+        return [np.concatenate(rows) for rows in alone]
+"""
+        + SIZE,
+    ),
     Planted("sign_not_dropped", P, SIZE, "    size = np.concatenate([weight.ravel() for weight in weights])"),
     Planted("largest_removed", P, SIZE, "    size = np.concatenate([-np.abs(weight).ravel() for weight in weights])"),
     Planted("mask_means_pruned", P, PARTS, PARTS.replace("(keep,", "(~keep,")),
@@ -111,6 +120,10 @@ PLANTED = [
     Planted("gradient_though_unwanted", P, UNWANTED, "need_dweight=True)\n"),
     Planted("rows_gradient_unmasked", P, ROWS, "        return grads"),
     Planted("not_constrained", P, CONSTRAIN, "            pass"),
+    Planted(
+        "times_the_mask", P, CONSTRAIN,
+        '            weight *= ops.mask_apply(np.ones_like(weight), params[f"{name}.mask"])',
+    ),
     Planted("constrains_read_only", P, WRITEABLE, "        if True:"),
     Planted("packs_what_is_not_zero", M, PACK, "    return weight[(weight != 0) & _unpack(bits, weight.shape)]"),
     Planted("packs_the_pruned", M, PACK, "    return weight[~_unpack(bits, weight.shape)]"),

@@ -58,6 +58,10 @@ PLANTED = [
         "one_scale_for_all", O, WHERE + "\n" + D,
         "    d = np.full((*x.shape[:2], 1), x.flat[np.abs(x).argmax()] / np.float32(-8), np.float32)",
     ),
+    Planted("read_by_columns", O, "np.ascontiguousarray(weight, dtype", "np.ascontiguousarray(weight.T, dtype"),
+    Planted("scale_kept_in_float32", O, "        scales = d[..., 0].astype(np.float16)", "        scales = d[..., 0]"),
+    Planted("inverse_stored", O, "scales = d[..., 0].astype", "scales = inverse[..., 0].astype"),
+    Planted("inverse_stored", O, "    return q.reshape(x.shape), d", "    return q.reshape(x.shape), inverse"),
     Planted("rounds_down", O, CODES, "        codes = x * inverse + np.float32(8)"),
     Planted("halves_to_even", O, CODES, "        codes = np.rint(x * inverse) + np.float32(8)"),
     Planted(

@@ -14,6 +14,8 @@ LOOP = """    for (int64_t o = begin; o < end; o++) {
         float sum = 0;
         for (int64_t b = 0; b < p->blocks; b++) {
 """
+ZERO = "        float sum = 0;\n"
+PART = "            int32_t part = 0;\n"
 STORE = "        p->y[o] = sum;\n"
 CORRECTION = "            int32_t part0 = -8 * p->xsums[b], part1 = part0"
 REST = """        p->y[o] = s0, p->y[o + 1] = s1, p->y[o + 2] = s2, p->y[o + 3] = s3;
@@ -70,6 +72,11 @@ PLANTED = [
         "one_scale_a_row", F, (SUM, STORE),
         ("            sum += (float)part;", "        p->y[o] = sum * p->scales[o * p->blocks] * p->xscales[0];\n"),
     ),
+    Planted(
+        "sum_not_reset", F, LOOP,
+        LOOP.replace("    for", "    float sum = 0;\n    for", 1).replace("        float sum = 0;\n", "", 1),
+    ),
+    Planted("part_not_reset", F, (ZERO, PART), (ZERO + "        int32_t part = 0;\n", "")),
     Planted("adds_to_what_was_there", F, STORE, "        p->y[o] += sum;\n"),
     Planted("last_rows_left_out", F, REST, REST.replace("    product_scalar(p, o, end);\n", "")),
     Planted("last_block_left_out", F, LOOP, LOOP.replace("b < p->blocks", "b < p->blocks - 1")),

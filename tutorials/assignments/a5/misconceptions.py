@@ -179,9 +179,9 @@ MISCONCEPTIONS = [
         lambda mask: {"bits": np.packbits(mask, axis=-1, bitorder="little").ravel()},
     ),
     Misconception(
-        "times_the_mask", ("mask_apply", "mask_apply_"),
+        "times_the_mask", ("mask_apply", "mask_apply_", "constrain"),
         "You multiply by the mask. NaN times 0 is NaN and infinity times 0 is NaN: choose (np.where), do not multiply.",
-        lambda weight, bits: dict.fromkeys(("out", "weight"), weight * _values(bits, weight.shape)),
+        lambda weight, bits, **rest: dict.fromkeys(("out", "weight"), weight * _values(bits, weight.shape)),
     ),
     Misconception(
         "kept_and_pruned_swapped", ("mask_apply", "mask_apply_"),
@@ -243,6 +243,19 @@ MISCONCEPTIONS = [
         "one_too_many", "without_smallest",
         "One weight too many goes. If you took the threshold from sorted[remove], that weight is the first that STAYS.",
         lambda weights, sparsity: _chosen(weights, sparsity, count=lambda v: round(v) + 1),
+    ),
+    Misconception(
+        "sparsity_is_what_stays", "without_smallest",
+        "sparsity is the share that GOES; you keep that share and remove the rest.",
+        lambda weights, sparsity: _chosen(weights, 1 - sparsity),
+    ),
+    Misconception(
+        "each_row_alone", "without_smallest",
+        "The count is over all weights together; you take the same share of each row, so a row of small weights "
+        "keeps too many.",
+        lambda weights, sparsity: {
+            "masks": [np.stack([_chosen([row], sparsity)["masks"][0] for row in w]) for w in weights]
+        },
     ),
     Misconception(
         "sign_not_dropped", "without_smallest",

@@ -67,6 +67,14 @@ def signed_maximum(x):
     return np.take_along_axis(x, where, -1) / F32(-8)
 
 
+def grouped(weight, group):
+    return weight.astype(F32).reshape(len(weight), -1, group)
+
+
+def inverse_of(d):
+    return np.where(d != 0, F32(1) / d, F32(0))
+
+
 def mean_magnitude(x):
     return np.abs(x).mean(-1, keepdims=True)
 
@@ -263,6 +271,26 @@ MISCONCEPTIONS = [
         whole_matrix,
     ),
     Misconception(
+        "read_by_columns", "quantize",
+        "A group is neighbours along a ROW; yours go down the columns (a transpose before the reshape?).",
+        lambda weight, group_size: quantized(np.ascontiguousarray(weight.T).reshape(weight.shape), group_size),
+    ),
+    Misconception(
+        "scale_kept_in_float32", "quantize",
+        "The scale is stored as float16: two bytes for 32 weights. Yours is still float32.",
+        lambda weight, group_size: {
+            **quantized(weight, group_size), "scales": signed_maximum(grouped(weight, group_size))[..., 0]
+        },
+    ),
+    Misconception(
+        "inverse_stored", "quantize",
+        "What is stored is d, which the codes are multiplied by; yours is 1/d.",
+        lambda weight, group_size: {
+            **quantized(weight, group_size),
+            "scales": inverse_of(signed_maximum(grouped(weight, group_size))[..., 0]).astype(np.float16),
+        },
+    ),
+    Misconception(
         "rounds_down", "quantize",
         "trunc(x / d + 8) rounds down; it is + 8.5 that makes trunc round to nearest.",
         q4(code=lambda v: np.trunc(v + F32(8))),
@@ -374,6 +402,11 @@ MISCONCEPTIONS = [
         "steps_of_128", "int8_quantize",
         "int8 is symmetric here: d = max|x| / 127. With 128 the largest positive value does not fit.",
         lambda x: eight_bits(x, steps=128),
+    ),
+    Misconception(
+        "inverse_stored", "int8_quantize",
+        "What is returned is d, which the integers are multiplied by; yours is 1/d.",
+        lambda x: {"xscales": inverse_of(eight_bits(x)["xscales"])},
     ),
     Misconception(
         "int8_halves_to_even", "int8_quantize",

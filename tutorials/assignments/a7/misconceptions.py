@@ -87,6 +87,23 @@ def shifted(q, scales, x, xscales, begin, end, step=""):
     return {"y": y.astype(F32), "y_at_start": y.astype(F32)}
 
 
+def running(q, scales, x, xscales, begin=0, end=None, **rest):
+    """Each row on top of those before it in the range."""
+    end, values = len(q) if end is None else end, rows_of(q, scales, x, xscales)
+    y = np.full(len(q), OUTSIDE)
+    y[begin:end] = np.cumsum(values[begin:end])
+    return {"y": y.astype(F32), "y_at_start": y.astype(F32)}
+
+
+def carried(q, scales, x, xscales, begin=0, end=None, **rest):
+    """Each block's integers on top of those before it in the row."""
+    end = len(q) if end is None else end
+    part = ((halves(q) - 8) * x.astype(np.int64)[None]).sum(-1).cumsum(1)
+    y = np.full(len(q), OUTSIDE)
+    y[begin:end] = (part * scales.astype(np.float64) * xscales).sum(1)[begin:end]
+    return {"y": y.astype(F32), "y_at_start": y.astype(F32)}
+
+
 def scale_row_zero(q, scales, x, xscales, **rest):
     return wrong()(q, np.broadcast_to(scales[:1], scales.shape), x, xscales, **rest)
 
@@ -189,6 +206,16 @@ MISCONCEPTIONS = [
         "one_scale_a_row", ALL,
         "Each block has scales of its own; you add the integers of all blocks and multiply once.",
         wrong(one_scale=True),
+    ),
+    Misconception(
+        "sum_not_reset", ALL,
+        "A row's sum begins with what the row before had: set it to 0 inside the loop over rows.",
+        running,
+    ),
+    Misconception(
+        "part_not_reset", ALL,
+        "A block's integer sum begins with what the block before had: set it to 0 inside the loop over blocks.",
+        carried,
     ),
     Misconception(
         "adds_to_what_was_there", ALL,
