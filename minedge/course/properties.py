@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -158,7 +158,9 @@ class Gradient:
             report = check_backward(
                 forward, backward, list(case.values()), wrt=wrt, rng=rng, n_directions=1, tolerance=self.tolerance
             )
-        except (CallError, KeyError, TypeError, ValueError) as error:
+        except CallError as error:
+            return Outcome(False, shapes(case), str(error), kind=error.kind)
+        except (KeyError, TypeError, ValueError) as error:
             return Outcome(False, shapes(case), f"{self.call}: {error}")
         if report.ok:
             return Outcome(True)
@@ -199,12 +201,6 @@ def _first_failure(outcomes: Iterator[Outcome]) -> Outcome:
     return replace(failed, misconceptions=names[:MAX_HINTS])
 
 
-@dataclass
-class _Finding:
-    wrong_outputs: list[str] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-
-
 def _compared(
     student: Student,
     call: str,
@@ -221,18 +217,17 @@ def _compared(
     except CallError as error:
         names = tuple(m.name for m in known if m.raises and m.raises == error.type)
         return Outcome(False, where, str(error), names, kind=error.kind)
-    finding = _Finding()
-    for key, value in expected.items():
-        line = difference(key, value, got.get(key), tolerance) if key in got else f"{key}: missing in the answer"
-        if line:
-            finding.wrong_outputs.append(key)
-            finding.lines.append(line)
-    if not finding.wrong_outputs:
+    lines = [
+        difference(key, value, got[key], tolerance) if key in got else f"{key}: missing in the answer"
+        for key, value in expected.items()
+    ]
+    lines = [line for line in lines if line]
+    if not lines:
         if student.changed:
             changed = ", ".join(student.changed)
             return Outcome(False, where, f"{call} changed its argument {changed} in place; leave arguments as they are")
         return Outcome(True)
-    return Outcome(False, where, "; ".join(finding.lines[:2]), explain(known, call, case, expected, got, tolerance))
+    return Outcome(False, where, "; ".join(lines[:2]), explain(known, call, case, expected, got, tolerance))
 
 
 def explain(

@@ -78,12 +78,11 @@ def _arrays(tree: Any, data: memoryview, where: str) -> Any:
         return {key: _arrays(item, data, where) for key, item in tree.items()}
     try:
         dtype, shape, at = tree[_KEY]
-        sizes = [*shape, at]
-        if dtype not in _DTYPES or any(type(n) is not int or not 0 <= n <= MAX_MESSAGE for n in sizes):
+        if dtype not in _DTYPES or len(shape) > 16 or any(type(n) is not int or n < 0 for n in (*shape, at)):
             raise ValueError
-        count = math.prod(shape)
-        if len(shape) > 16 or at + count * np.dtype(dtype).itemsize > len(data):
+        count = math.prod(min(n, MAX_MESSAGE) for n in shape)
+        if at + count * np.dtype(dtype).itemsize > len(data):
             raise ValueError
     except (ValueError, TypeError):
         raise MinedgeFormatError(f"{where}: an array that does not fit its bytes") from None
-    return np.frombuffer(data, dtype, count, at).reshape(shape).copy()
+    return np.frombuffer(data, dtype, count, at).reshape(shape).copy() if count else np.empty(shape, dtype)

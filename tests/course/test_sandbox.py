@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from dataclasses import replace
 
@@ -217,5 +218,9 @@ def test_a_message_that_pack_did_not_write_is_a_format_error():
         assert old in whole
         with pytest.raises(MinedgeFormatError):
             unpack(whole.replace(old, new))
+    assert unpack(pack({"x": np.zeros((0, 3))})[8:])["x"].shape == (0, 3)
+    many = '{"v": {"$array": ["int8", [' + ", ".join(["9" * 80] * 5000) + "], 0]}}"
+    with pytest.raises(MinedgeFormatError, match="does not fit its bytes"):
+        unpack(struct.pack("<I", len(many)) + many.encode())
     with pytest.raises(TypeError, match="a value of type set"):
         pack({1, 2})
