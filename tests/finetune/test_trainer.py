@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import minedge
+from minedge.compress.half import half
 from minedge.errors import DivergedError, Interrupted, UsageError
 from minedge.finetune import metrics
 from minedge.finetune.curve import curve_svg, nice_ticks
 from minedge.finetune.train_config import TrainConfig
 from minedge.io.checkpoint import latest_checkpoint, list_checkpoints
 from minedge.model.hashes import weights_hash
+from minedge.model.linears import Dense
 from tests.finetune import tiny
 
 
@@ -300,3 +302,30 @@ def test_mezos_learning_rate_depends_on_what_it_trains():
     assert mezo.for_model(adapted).learning_rate == lora.for_model(small).learning_rate == pytest.approx(1e-3)
     assert TrainConfig("mezo", learning_rate=0.5).for_model(small).learning_rate == 0.5
     assert TrainConfig("full").for_model(small).learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("backend", ["numpy", "numba", "c"])
+def test_an_adapter_trains_over_sixteen_bit_weights(dtype, backend):
+    """Loss and gradients are those over float32 arrays of the same rounded weights; the plan counts two bytes each."""
+    config = minedge.Config(vocab_size=64, n_layer=2, n_embd=32, n_head=2, n_inner=64, context_length=16)
+    narrow = half(minedge.init(config, backend=backend), dtype)
+    tokens = np.random.default_rng(0).integers(0, 64, (3, 9))
+    names = {name: kind.dense(narrow.params, name, narrow.ops) for name, kind in narrow.linears.items()}
+    rest = {name: array for name, array in narrow.params.items() if not name.endswith(".half")}
+    wide = minedge.Model(
+        config, {**rest, **{f"{name}.weight": array for name, array in names.items()}},
+        {name: Dense() for name in names}, backend=backend,
+    ).freeze()  # fmt: skip
+    found = []
+    for model in (narrow, wide):
+        adapted = minedge.lora.add(model, r=2)
+        rng = np.random.default_rng(1)  # B away from zero, so that A has a gradient
+        moved = {n: rng.normal(0, 0.1, adapted.params[n].shape).astype("f4") for n in sorted(adapted.trainable_names)}
+        found.append(adapted.with_params({**adapted.params, **moved}).loss_and_grads(tokens))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    for name, grad in found[0][1].items():
+        np.testing.assert_allclose(grad, found[1][1][name], rtol=1e-4, atol=1e-6 * np.abs(grad).max() + 1e-9)
+    assert (
+        minedge.plan(narrow, "lora", 2, 9).parts["weights"] == narrow.nbytes()["total"] < wide.nbytes()["total"] * 0.6
+    )

@@ -16,6 +16,7 @@ import numpy as np
 
 import minedge
 from minedge import ledger
+from minedge.compress.half import half
 from minedge.data.packing import PackedText
 from minedge.model.linears import Dense
 from minedge.model.shapes import linear_shapes, param_shapes
@@ -72,6 +73,7 @@ def made(size, kind, backend):
 def pack(size, kind, path):
     model = made(size, "dense", "c")[0]
     ways = {"int4": minedge.quant.int4, "int8": minedge.quant.int8, "masked": lambda m: minedge.prune.magnitude(m, 0.5)}
+    ways.update(float16=half, bfloat16=lambda m: half(m, "bfloat16"))
     ways[kind](model).save(path)
 
 
