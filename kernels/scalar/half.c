@@ -16,7 +16,7 @@
 
 #define ROWS 4
 #define TOKENS 3
-#define X_BYTES (256 << 10)  /* of x that pass by while a part of the weight stays near: half a second-level cache */
+#define PART_BYTES (256 << 10)  /* of the weight that pass by before the next rows of x: half a second-level cache */
 
 typedef uint16_t vh __attribute__((vector_size(16)));
 
@@ -36,17 +36,20 @@ INLINE vf widen_part(const uint16_t *h, int64_t n, const int bfloat) {
 
 /* y[t][r] for r < rows, t < tokens, both constants */
 INLINE void dots(const int rows, const int tokens, const int bfloat, float *y, int64_t out, const float *x, const uint16_t *w, int64_t in) {
-    vf s[ROWS][TOKENS], wide[ROWS];
+    vf s[ROWS][TOKENS];
     int64_t k = 0;
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) s[r][t] = v_set(0);
     for (; k + LANES <= in; k += LANES) {
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) wide[r] = widen(w + r * in + k, bfloat);
+        vf now[TOKENS];
 #pragma GCC unroll 3
-        for (int t = 0; t < tokens; t++)
+        for (int t = 0; t < tokens; t++) now[t] = v_load(x + t * in + k);
 #pragma GCC unroll 4
-            for (int r = 0; r < rows; r++) s[r][t] = v_fma(wide[r], v_load(x + t * in + k), s[r][t]);
+        for (int r = 0; r < rows; r++) {  /* 12 sums, 3 of x, 1 of the weight: AVX2's sixteen registers */
+            vf wide = widen(w + r * in + k, bfloat);
+#pragma GCC unroll 3
+            for (int t = 0; t < tokens; t++) s[r][t] = v_fma(wide, now[t], s[r][t]);
+        }
     }
     if (k < in)
         for (int r = 0; r < rows; r++)
@@ -56,19 +59,26 @@ INLINE void dots(const int rows, const int tokens, const int bfloat, float *y, i
         for (int r = 0; r < rows; r++) y[t * out + r] = v_sum(s[r][t]);
 }
 
-INLINE void rows_of_weight(const struct me_half *a, const int rows, const int bfloat, int64_t n0, int64_t n1, int64_t o) {
-    const uint16_t *w = a->weight + o * a->in;
-    int64_t n = n0;
-    for (; n + TOKENS <= n1; n += TOKENS) dots(rows, TOKENS, bfloat, a->y + n * a->out + o, a->out, a->x + n * a->in, w, a->in);
-    for (; n < n1; n++) dots(rows, 1, bfloat, a->y + n * a->out + o, a->out, a->x + n * a->in, w, a->in);
-}
-
+/* Three rows of x stay in the first-level cache while a part of the weight passes by; the next three meet it in the second. */
 INLINE void half_product(const struct me_half *a, const int bfloat, int64_t begin, int64_t end) {
-    int64_t step = X_BYTES / (int64_t)(sizeof(float) * (size_t)(a->in + 1)) / TOKENS * TOKENS + TOKENS;
-    for (int64_t n0 = 0; n0 < a->N; n0 += step) {
-        int64_t n1 = n0 + step < a->N ? n0 + step : a->N, o = begin;
-        for (; o + ROWS <= end; o += ROWS) rows_of_weight(a, ROWS, bfloat, n0, n1, o);
-        for (; o < end; o++) rows_of_weight(a, 1, bfloat, n0, n1, o);
+    int64_t step = PART_BYTES / (2 * (a->in + 1)) / ROWS * ROWS + ROWS;
+    for (int64_t o0 = begin; o0 < end; o0 += step) {
+        int64_t o1 = o0 + step < end ? o0 + step : end;
+        for (int64_t n = 0; n < a->N;) {
+            const float *x = a->x + n * a->in;
+            float *y = a->y + n * a->out;
+            const int three = n + TOKENS <= a->N;
+            int64_t o = o0;
+            for (; o + ROWS <= o1; o += ROWS) {
+                if (three) dots(ROWS, TOKENS, bfloat, y + o, a->out, x, a->weight + o * a->in, a->in);
+                else dots(ROWS, 1, bfloat, y + o, a->out, x, a->weight + o * a->in, a->in);
+            }
+            for (; o < o1; o++) {
+                if (three) dots(1, TOKENS, bfloat, y + o, a->out, x, a->weight + o * a->in, a->in);
+                else dots(1, 1, bfloat, y + o, a->out, x, a->weight + o * a->in, a->in);
+            }
+            n += three ? TOKENS : 1;
+        }
     }
 }
 
