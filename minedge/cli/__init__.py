@@ -36,7 +36,9 @@ VERBS: dict[str, str] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 fine, 1 our fault, 2 usage, 3 bad file, 4 diverged, 130 interrupted."""
+    """Run one verb and return the exit code: 0 fine, 1 our fault, 2 usage, 3 bad file, 4 diverged, 5 points missing,
+    130 interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
