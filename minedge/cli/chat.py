@@ -21,9 +21,8 @@ A model that was never taught to answer continues the text instead. Without a te
 message."""
 EXAMPLES = (
     "minedge chat",
-    "minedge chat --model my-model --temp 0.7 --seed 1",
     'printf "What is a list?\\n" | minedge chat --max-tokens 40',
-    "minedge chat --model my-model --draft-model my-small-model",
+    "minedge chat --model my-model --draft-model my-small-model --temp 0.7 --seed 1",
     'minedge chat --template "{message}" --stop "\\n"',
 )
 HELP = "/help shows this, /reset forgets the conversation, /exit (or Ctrl-D) leaves; Ctrl-C stops an answer"

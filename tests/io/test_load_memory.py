@@ -39,4 +39,5 @@ def test_loading_peaks_under_1_15_times_the_result(kind: str, tmp_path: Path, ru
     assert loaded.returncode == 0, loaded.stderr
     size, used = map(int, loaded.stdout.split())
     assert size > (140e6 if kind == "q8_0" else 500e6)  # Q8_0 stays packed
+    print(f"{kind}: {used / size:.3f} of {size:,} bytes")
     assert used < 1.15 * size
