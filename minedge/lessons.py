@@ -108,7 +108,6 @@ def execute(
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-    from traitlets.config import Config
 
     home = str(Path(__file__).resolve().parents[1])  # so that the kernel imports this minedge, installed or not
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
@@ -122,11 +121,10 @@ def execute(
         if on_cell is not None and cell in code:
             on_cell(code.index(cell) + 1)
 
-    # Sockets in the file system: nobody else on the machine can connect to them.
-    private = {} if os.name == "nt" else {"config": Config(KernelManager={"transport": "ipc"})}
     client = NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
-        resources={"metadata": {"path": str(where)}}, on_cell_start=started, on_cell_executed=done, **private,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(where)}}, on_cell_start=started, on_cell_executed=done,
     )  # fmt: skip
     try:
         client.execute(env={**os.environ, "PYTHONPATH": path, **(env or {})})
@@ -139,6 +137,8 @@ def execute(
         raise LessonFailed(f"{_where(notebook, at[0])}: no end within {CELL_SECONDS} s") from None
     except DeadKernelError:
         raise LessonFailed(f"{_where(notebook, at[0])}: the kernel died (out of memory?)") from None
+    except RuntimeError as error:  # of a kernel that does not start
+        raise LessonFailed(f"the kernel did not start: {error}") from None
 
 
 def _where(notebook: Any, index: int) -> str:
@@ -159,6 +159,8 @@ def tidy(notebook: Any) -> None:
             continue
         merged: list[Any] = []
         for output in cell.outputs:
+            if output.get("name") == "stderr":
+                continue  # what a library warns of on one machine, with its paths
             if output.output_type == "stream" and merged and merged[-1].get("name") == output.name:
                 merged[-1].text += output.text
             else:

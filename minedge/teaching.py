@@ -71,7 +71,6 @@ class Expected:
     >>> expect = Expected({"loss after": (2.9, 3.3)})
     >>> expect("loss after", 3.14159)
     loss after: 3.142 (stated: 2.9 to 3.3)
-    3.14159
 
     A figure outside its range raises AssertionError, an unknown name KeyError. `report()` at the end displays the table
     and raises where a figure was never measured.
@@ -81,7 +80,7 @@ class Expected:
         self.ranges = dict(ranges)
         self.found: dict[str, float] = {}
 
-    def __call__(self, name: str, value: float) -> float:
+    def __call__(self, name: str, value: float) -> None:
         if name not in self.ranges:
             raise KeyError(f"{name!r} is not among the stated figures")
         low, high = self.ranges[name]
@@ -89,7 +88,6 @@ class Expected:
         print(f"{name}: {value:,.4g} (stated: {low:,g} to {high:,g})")
         if not low <= value <= high:
             raise AssertionError(f"{name}: {value:.6g} lies outside the stated range {low:g} to {high:g}")
-        return value
 
     def report(self) -> None:
         """Display every figure with its range."""
@@ -116,12 +114,25 @@ def plot(figure: Any, caption: str) -> None:
     plt.close(figure)
     svg = file.getvalue()
     svg = "\n".join(line.rstrip() for line in svg[svg.index("<svg") :].splitlines())
+    svg = svg.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)  # never wider than its page
     _display({"image/svg+xml": svg, "text/plain": f"[{caption}]"})
     _display({"text/markdown": f"*{caption}*", "text/plain": caption})
 
 
 def _display_code(text: str, language: str) -> None:
-    _display({"text/markdown": f"```{language}\n{text}\n```", "text/plain": text})
+    # where the assignments cut their blanks means nothing here
+    text = "\n".join(line for line in text.splitlines() if not re.match(r"\s*(#|//|/\*) (BEGIN|END) SOLUTION", line))
+    try:
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import get_lexer_by_name
+    except ImportError:
+        _display({"text/plain": text})
+        return
+    # Styles stand inside, so that the code looks the same in JupyterLab and on a page; long lines wrap.
+    style = "font-family: monospace; font-size: 11.5px; line-height: 1.35; white-space: pre-wrap; margin: 0"
+    page = highlight(text, get_lexer_by_name(language), HtmlFormatter(noclasses=True, prestyles=style))
+    _display({"text/html": page, "text/plain": text})
 
 
 def _display(bundle: dict[str, Any]) -> None:

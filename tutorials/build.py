@@ -3,6 +3,7 @@
     python tutorials/build.py             all of them
     python tutorials/build.py 3 mezo      some of them, by number or name
     python tutorials/build.py --check     execute all and compare with the notebooks that are there; write nothing
+    python tutorials/build.py --text 3    only prose has changed: take it over, keep the outputs, execute nothing
 
 Needs the notebook tools (pip install '.[notebook]'). Every tutorial holds its own figures to the ranges it states, so
 one that executes is right; --check also wants the notebooks beside the sources to have the same cells and the same
@@ -19,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from the source tree without an install
+_root = Path(__file__).resolve().parents[1]
+if (_root / "minedge").is_dir():  # the source tree, maybe not installed; inside an installed package it is not
+    sys.path.insert(0, str(_root))
 
 from minedge import lessons
 from minedge.errors import MinedgeError
@@ -76,8 +79,20 @@ def differences(wanted: Any, found: Any) -> list[str]:
     return problems
 
 
+def take_over(fresh: Any, executed: Any) -> bool:
+    """Give the code cells of `fresh` the outputs of `executed`, in place; False, with nothing done, where any code cell
+    is another one than it was.
+    """
+    new, old = ([cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (fresh, executed))
+    if [cell.source for cell in new] != [cell.source for cell in old]:
+        return False
+    for a, b in zip(new, old, strict=True):
+        a.outputs, a.execution_count = b.outputs, b.execution_count
+    return True
+
+
 def _kinds(cell: Any) -> list[str]:
-    return [output.output_type + "".join(sorted(output.get("data", ()))) for output in cell.outputs]
+    return [" ".join([output.output_type, *sorted(output.get("data", ()))]) for output in cell.outputs]
 
 
 def main() -> int:
@@ -85,12 +100,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("tutorials", nargs="*", help="numbers or names; all without")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument("--text", action="store_true", help="take over changed prose, execute nothing")
     args = parser.parse_args()
     import nbformat
 
     bad = 0
     for lesson in [lessons.find(text) for text in args.tutorials] or lessons.lessons():
         notebook, began = cells_of(lesson.source), time.monotonic()
+        if args.text:
+            found = nbformat.read(lesson.notebook, as_version=4)
+            if take_over(notebook, found):
+                nbformat.write(notebook, lesson.notebook)
+            else:
+                print(f"{lesson.name}: code has changed, which has to be executed", flush=True)
+                bad += 1
+            continue
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 lessons.execute(notebook, Path(scratch))

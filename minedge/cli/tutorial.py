@@ -76,7 +76,7 @@ def _open(args: argparse.Namespace, console: Console, lesson: lessons.Lesson, ou
         from nbconvert import HTMLExporter
 
         out.write_text(HTMLExporter().from_filename(str(lesson.notebook))[0], encoding="utf-8")
-        console.out(f"the page is {out}; open it in a web browser")
+        console.out(f"the page is {out}; open it in a web browser (which fetches MathJax to draw the formulas)")
         console.result({"tutorial": lesson.name, "page": str(out)})
         return 0
     if importlib.util.find_spec("jupyterlab") is None:
