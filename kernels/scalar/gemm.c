@@ -101,59 +101,59 @@ static void block(const struct me_gemm *g, float *packed_b, float *packed_a, int
 
 /* rows <= 2 of a against rows of a transposed b, as when one token is decoded: b is read once, so it is turned over in
  * registers instead of being packed. The same sums in the same order as block(). */
-INLINE void few_rows(const int rows, const struct me_gemm *g, int64_t m, int64_t n0, int64_t n1) {
-    for (int64_t n = n0; n + TILE_COLUMNS <= n1; n += TILE_COLUMNS)
-        for (int64_t k0 = 0; k0 < g->K; k0 += DEPTH) {
-            int64_t k = k0, end = smaller(k0 + DEPTH, g->K);
-            const float *a = g->a + m * g->a_row, *b = g->b + n * g->b_n;
-            vf s[2][2] = {{v_set(0), v_set(0)}, {v_set(0), v_set(0)}};
-            for (; k + 8 <= end; k += 8) {
-                vf left[8], right[8];
-                transpose8(left, b + k, g->b_n);
-                transpose8(right, b + 8 * g->b_n + k, g->b_n);
-                for (int j = 0; j < 8; j++)
-                    for (int r = 0; r < rows; r++) {
-                        vf x = v_set(a[r * g->a_row + k + j]);
-                        s[r][0] = v_fma(x, left[j], s[r][0]);
-                        s[r][1] = v_fma(x, right[j], s[r][1]);
-                    }
-            }
-            for (; k < end; k++) {
-                vf left, right;
-                for (int i = 0; i < 8; i++) left[i] = b[i * g->b_n + k], right[i] = b[(i + 8) * g->b_n + k];
-                for (int r = 0; r < rows; r++) {
-                    vf x = v_set(a[r * g->a_row + k]);
-                    s[r][0] = v_fma(x, left, s[r][0]);
-                    s[r][1] = v_fma(x, right, s[r][1]);
-                }
-            }
-            for (int r = 0; r < rows; r++) {
-                float *c = g->c + (m + r) * g->N + n;
-                v_store(c, k0 > 0 ? v_load(c) + s[r][0] : s[r][0]);
-                v_store(c + LANES, k0 > 0 ? v_load(c + LANES) + s[r][1] : s[r][1]);
-            }
+INLINE void few_columns(const int rows, const int vectors, const struct me_gemm *g, int64_t m, int64_t n) {
+    for (int64_t k0 = 0; k0 < g->K; k0 += DEPTH) {
+        int64_t k = k0, end = smaller(k0 + DEPTH, g->K);
+        const float *a = g->a + m * g->a_row, *b = g->b + n * g->b_n;
+        vf s[2][2] = {{v_set(0), v_set(0)}, {v_set(0), v_set(0)}};
+        for (; k + 8 <= end; k += 8) {
+            vf columns[2][8];
+            for (int v = 0; v < vectors; v++) transpose8(columns[v], b + 8 * v * g->b_n + k, g->b_n);
+            for (int j = 0; j < 8; j++)
+                for (int r = 0; r < rows; r++)
+                    for (int v = 0; v < vectors; v++) s[r][v] = v_fma(v_set(a[r * g->a_row + k + j]), columns[v][j], s[r][v]);
         }
+        for (; k < end; k++) {
+            vf column[2] = {v_set(0), v_set(0)};
+            for (int i = 0; i < 8 * vectors; i++) column[i / 8][i % 8] = b[i * g->b_n + k];
+            for (int r = 0; r < rows; r++)
+                for (int v = 0; v < vectors; v++) s[r][v] = v_fma(v_set(a[r * g->a_row + k]), column[v], s[r][v]);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < vectors; v++) {
+                float *c = g->c + (m + r) * g->N + n + 8 * v;
+                v_store(c, k0 > 0 ? v_load(c) + s[r][v] : s[r][v]);
+            }
+    }
+}
+
+/* Whole groups of 16 columns, and of 8 (an adapter of rank 8 has no more); returns the first column that is left. */
+INLINE int64_t few_rows(const int rows, const struct me_gemm *g, int64_t m, int64_t n0, int64_t n1) {
+    for (; n0 + 16 <= n1; n0 += 16) few_columns(rows, 2, g, m, n0);
+    for (; n0 + 8 <= n1; n0 += 8) few_columns(rows, 1, g, m, n0);
+    return n0;
 }
 
 ME_KERNEL(gemm) {
     const struct me_gemm *g = args;
     int64_t depth = smaller(DEPTH, g->K), columns = (smaller(g->block_n, g->N) + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
     size_t floats = (size_t)((columns + ROWS) * depth + 15) / 16 * 16;
-    float *packed = aligned_alloc(64, floats * sizeof(float));
-    if (packed == NULL) {
-        *g->failed = 1;
-        return;
-    }
+    float *packed = NULL;  /* few rows need none */
     int64_t across = (g->N + g->block_n - 1) / g->block_n;
     for (int64_t item = begin; item < end; item++) {
         int64_t m0 = item / across * g->block_m, n0 = item % across * g->block_n;
         int64_t m1 = smaller(m0 + g->block_m, g->M), n1 = smaller(n0 + g->block_n, g->N);
         if (g->a_k == 1 && g->b_k == 1 && m1 - m0 <= 2) {
-            if (m1 - m0 == 1) few_rows(1, g, m0, n0, n1);
-            else few_rows(2, g, m0, n0, n1);
-            n0 += (n1 - n0) / TILE_COLUMNS * TILE_COLUMNS;  /* the columns that are left take the general way */
+            if (m1 - m0 == 1) n0 = few_rows(1, g, m0, n0, n1);
+            else n0 = few_rows(2, g, m0, n0, n1);
+            if (n0 == n1) continue;  /* else the columns that are left take the general way */
         }
-        if (n0 < n1) block(g, packed, packed + columns * depth, m0, m1, n0, n1);
+        if (packed == NULL) packed = aligned_alloc(64, floats * sizeof(float));
+        if (packed == NULL) {
+            *g->failed = 1;
+            return;
+        }
+        block(g, packed, packed + columns * depth, m0, m1, n0, n1);
     }
     free(packed);
 }
