@@ -111,6 +111,24 @@ def test_batch_size_changes_no_bit(isa):
             assert one(x[:n]).tobytes() == whole[:n].tobytes()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_shapes_beyond_one_tile_change_no_bit(isa, restore_threads):
+    """So wide and so many rows that the kernels cut both x and the weight into parts; odd remainders everywhere."""
+    ops, rng = c_ops.load(isa), np.random.default_rng(8)
+    x, w = f(99, 4096), f(45, 4096, seed=1)
+    q, s = ops["int4_quantize"](w, 64)
+    codes, scales = rng.integers(-128, 128, w.shape, dtype=np.int8), f(45, 128).astype(np.float16)
+    c_ops.set_threads(2)
+    for one in (
+        lambda a: ops["int4_int8_linear"](a, q, s, 64),
+        lambda a: ops["q8_int8_linear"](a, codes, scales),
+        lambda a: ops["half_linear_forward"](a, w.astype(np.float16))[0],
+    ):
+        whole = one(x)
+        for row in (0, 8, 50, 79, 80, 87, 96, 98):
+            assert one(x[row : row + 1]).tobytes() == whole[row].tobytes()
+
+
 def test_a_forked_child_can_use_the_pool(restore_threads):
     c_ops.set_threads(4)
     ops, args = c_ops.load(), big("swiglu_forward")
