@@ -114,10 +114,11 @@ INLINE void few_columns(const int rows, const int vectors, const struct me_gemm 
                     for (int v = 0; v < vectors; v++) s[r][v] = v_fma(v_set(a[r * g->a_row + k + j]), columns[v][j], s[r][v]);
         }
         for (; k < end; k++) {
-            vf column[2] = {v_set(0), v_set(0)};
-            for (int i = 0; i < 8 * vectors; i++) column[i / 8][i % 8] = b[i * g->b_n + k];
+            float column[2 * LANES];
+            for (int i = 0; i < LANES * vectors; i++) column[i] = b[i * g->b_n + k];
             for (int r = 0; r < rows; r++)
-                for (int v = 0; v < vectors; v++) s[r][v] = v_fma(v_set(a[r * g->a_row + k]), column[v], s[r][v]);
+                for (int v = 0; v < vectors; v++)
+                    s[r][v] = v_fma(v_set(a[r * g->a_row + k]), v_load(column + LANES * v), s[r][v]);
         }
         for (int r = 0; r < rows; r++)
             for (int v = 0; v < vectors; v++) {
