@@ -22,7 +22,7 @@ from minedge.finetune.evaluate import evaluate_task
 
 MEMORY = 1_100_000  # bytes of the model's buffers
 SIZE = 1_100_000  # bytes of its files, without the tokenizer
-GOAL, START = 0.85, 0.40  # accuracy that has all the points, and none
+GOAL, START = 0.80, 0.40  # accuracy that has all the points, and none
 TRAIN, VALID, TEST = 2000, 200, 600  # lines
 TOLERATED = (
     0.5  # of the canaries; guessing gives a quarter of them, knowing the topics far less, mixed-up labels a third
