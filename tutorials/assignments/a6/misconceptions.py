@@ -284,7 +284,7 @@ MISCONCEPTIONS = [
     ),
     Misconception(
         "inverse_stored", "quantize",
-        "What is stored is d, which the codes are multiplied by; yours is 1/d.",
+        "What is kept is d, which the codes are multiplied by; yours is 1/d.",
         lambda weight, group_size: {
             **quantized(weight, group_size),
             "scales": inverse_of(signed_maximum(grouped(weight, group_size))[..., 0]).astype(np.float16),
@@ -405,7 +405,7 @@ MISCONCEPTIONS = [
     ),
     Misconception(
         "inverse_stored", "int8_quantize",
-        "What is returned is d, which the integers are multiplied by; yours is 1/d.",
+        "What is kept is d, which the codes are multiplied by; yours is 1/d.",
         lambda x: {"xscales": inverse_of(eight_bits(x)["xscales"])},
     ),
     Misconception(
