@@ -106,12 +106,13 @@ class Worker:
 
     def _ask(self, message: dict[str, Any], limit: float) -> dict[str, Any]:
         assert self._process.stdin is not None
+        limit = max(0.1, limit)
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-            line = self._lines.get(timeout=max(0.1, limit))
+            line = self._lines.get(timeout=limit)
         except queue.Empty:
-            raise Failed(f"no answer within {limit:.0f} s") from None
+            raise Failed(f"no answer within the {limit:.0f} s that were left of its time (--time-limit)") from None
         except OSError:
             line = ""
         if not line:
