@@ -39,8 +39,9 @@ def worker(name, task):
         return answer(torch_steps(task))
     from minedge.finetune.heap import keep_freed_memory
 
+    work = minedge_steps(task, name)  # outside: what building the model has freed is not kept
     with keep_freed_memory():  # as `minedge.train` does around its loop
-        return answer(minedge_steps(task, name))
+        return answer(work)
 
 
 def answer(work):
