@@ -177,7 +177,7 @@ MUTANTS = {
         speculative, "rest = np.maximum(p - q, 0.0)", "rest = p",
         [speculative_checks.choice_has_the_targets_distribution]),
     "a token too many": (
-        speculative, "left - 1, guesser.room", "left, guesser.room", [speculative_checks.text_is_the_targets_own]),
+        speculative, "left - 1, room", "left, room", [speculative_checks.text_is_the_targets_own]),
     "end of text ignored": (
         speculative, "            if token in eos:", "            if False:",
         [speculative_checks.end_of_text_ends_it]),
