@@ -26,11 +26,12 @@ def _refused(*args, **options):
     raise OwnDataError("a recipe may only use the data it is given")
 
 
-# Saving asks for the machine's name, which the fence around a recipe refuses, as all that socket has.
-socket.gethostname = lambda: "course"
-# This module is loaded before the recipe is: whatever the recipe imports from these is refused too.
-for _module, _name in ((loaders, "load_data"), (loaders, "stdlib_task"), (splits, "stdlib_splits")):
-    setattr(_module, _name, _refused)
+def setup(student, paths):
+    """Called in the student's process, before the recipe is loaded: whatever it imports from these is refused too."""
+    # Saving asks for the machine's name, which the fence around a recipe refuses, as all that socket has.
+    socket.gethostname = lambda: "course"
+    for module, name in ((loaders, "load_data"), (loaders, "stdlib_task"), (splits, "stdlib_splits")):
+        setattr(module, name, _refused)
 
 
 def build(student, template, labels, parts, seed):
