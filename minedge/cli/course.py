@@ -16,7 +16,8 @@ DESCRIPTION = """Assignments that are cut from this package's own sources. list:
 write the handout, the files with blanks and the public tests. check DIR: points for each task, the first failing
 case, expected against got, and a hint; ends with 5 while points are missing. submit DIR: pack one file to hand in.
 reset DIR: put the handed-out files back, keeping yours beside them. grade FILES...: grade what was handed in, each in
-a process of its own with limits; writes grades.csv and a report for each."""
+a process of its own with limits; writes grades.csv and a report for each, and keeps those of an earlier run as
+grades.csv.orig and reports.orig."""
 EXAMPLES = (
     "minedge course start a1 my-a1",
     "minedge course check my-a1 --task a1.2",
@@ -145,8 +146,9 @@ def _grade(args: argparse.Namespace, console: Console) -> int:
 
     out = Path(args.out or "graded")
     seed = GRADE_SEED if args.seed is None else args.seed
-    grades = grade(args.words, out, seed, points, args.assignment, show)
-    console.out(f"wrote {out / 'grades.csv'} and {len(grades)} reports in {out / 'reports'}")
+    grades = grade(args.words, out, seed, points, args.assignment, show, console.note)
+    count = "1 report" if len(grades) == 1 else f"{len(grades)} reports"
+    console.out(f"wrote {out / 'grades.csv'} and {count} in {out / 'reports'}")
     console.result({"csv": str(out / "grades.csv"), "grades": [_row(one) for one in grades]})
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from minedge.course.check import CheckResult, check_files
 from minedge.course.content import Assignment, load
 from minedge.course.report import report
+from minedge.course.start import STATE
 from minedge.course.submit import Submission, unpack
 from minedge.errors import MinedgeError, UsageError
 from minedge.io.atomic import atomic_write, os_errors
@@ -45,12 +47,17 @@ def grade(
     points: Mapping[str, float] | None = None,
     only: str | None = None,
     progress: Callable[[Grade], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> list[Grade]:
     """Grade archives and folders; write OUT/grades.csv and OUT/reports/NAME.txt. All get the same `seed`.
+
+    Those of an earlier call are kept beside them, as grades.csv.orig and reports.orig, then .orig2. UsageError, before
+    anything is written, where a file is not there or a folder is nobody's work but holds that of others.
 
     points     task -> points, where they are not the assignment's own ({"a1.2": 30})
     only       the assignment that submissions have to be of
     progress   called after each
+    note       called with one line where earlier marks were there
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -58,9 +65,13 @@ def grade(
     known: dict[str, Assignment] = {}
     if only is not None:
         known[only] = load(only)
+    _refuse_mistyped([Path(file) for file in files])
     names = _report_names([Path(file) for file in files])
     grades = []
     with os_errors(out):
+        kept = _keep_earlier(out)
+        if kept and note:
+            note(f"earlier marks are kept: {', '.join(kept)}")
         (out / "reports").mkdir(parents=True, exist_ok=True)
     for file, name in zip(files, names, strict=True):
         one = _grade_one(Path(file), seed, points or {}, only, known)
@@ -70,6 +81,33 @@ def grade(
         if progress:
             progress(one)
     return grades
+
+
+def _refuse_mistyped(paths: Sequence[Path]) -> None:
+    """UsageError for what the caller got wrong; what a student got wrong is a row of the table."""
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: no such file; nothing was graded")
+        if not path.is_dir() or (path / STATE).is_file():
+            continue
+        with os_errors(path, "read"):
+            inside = list(path.iterdir())
+        sources = any(item.suffix in (".py", ".c", ".h") for item in inside)
+        others = any(item.suffix == ".zip" or (item / STATE).is_file() for item in inside)
+        if not sources and (others or len(paths) == 1):
+            raise UsageError(f"{path}: a folder without {STATE}, nobody's work; give its files: {path}/*")
+
+
+def _keep_earlier(out: Path) -> list[str]:
+    """Move the table and the reports of an earlier call aside, under one free number. Returns their new paths."""
+    if not (out / "grades.csv").exists():
+        return []
+    end, number = ".orig", 1
+    while any((out / f"{name}{end}").exists() for name in ("grades.csv", "reports")):
+        number += 1
+        end = f".orig{number}"
+    there = [name for name in ("grades.csv", "reports") if (out / name).exists()]
+    return [str((out / name).rename(out / f"{name}{end}")) for name in there]
 
 
 def _grade_one(

@@ -95,13 +95,31 @@ def test_reset_keeps_what_the_student_wrote(run, folder):
         (("check", "{folder}", "--out", "x"), 2, "--out: check has no such option"),
         (("stratt", "a1", "x"), 2, "did you mean 'start'"),
         (("grade",), 2, "expected the files that were handed in"),
+        (("grade", "nothere.zip", "--out", "{tmp}/o"), 2, "nothere.zip: no such file; nothing was graded"),
+        (("grade", "{folder}", "inbx/*.zip", "--out", "{tmp}/o"), 2, "inbx/*.zip: no such file"),
+        (("grade", "{tmp}", "--out", "{tmp}/o"), 2, "give its files: {tmp}/*"),
         (("grade", "{folder}", "--out", "{tmp}/o", "--points", "{tmp}/none"), 3, "no such file"),
     ],
 )
 def test_mistakes_are_one_line(run, folder, tmp_path, words, code, said):
     told = run(*(word.format(folder=folder, tmp=tmp_path) for word in words))
     assert (told.code, told.err.count("\n")) == (code, 1), told
-    assert said in told.err
+    assert said.format(tmp=tmp_path) in told.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_grading_again_keeps_the_earlier_marks(run, tmp_path):
+    box, out = tmp_path / "box", tmp_path / "out"
+    box.mkdir()
+    for name in ("ada", "bob", "cy"):
+        (box / f"{name}.zip").write_bytes(b"damaged")
+        told = run("grade", box / f"{name}.zip", "--out", out)
+        assert told.code == 0 and "and 1 report in" in told.out
+    assert "grades.csv.orig2" in told.out + told.err
+    names = {"grades.csv": "cy", "grades.csv.orig": "ada", "grades.csv.orig2": "bob"}
+    for file, name in names.items():
+        assert [row["file"] for row in csv.DictReader((out / file).open())] == [f"{name}.zip"]
+        assert [p.name for p in (out / file.replace("grades.csv", "reports")).iterdir()] == [f"{name}.txt"]
 
 
 def test_an_unnamed_submission_and_a_damaged_folder_are_refused(run, tmp_path):
