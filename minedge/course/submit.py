@@ -6,10 +6,12 @@ the archive: it asks for the names it knows, in memory, each up to a stated size
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import stat
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,10 @@ class Submission:
 
 
 def submit(folder: str | Path, out: str | Path | None = None, student: str | None = None) -> Path:
-    """Pack the folder's files; `out` defaults to ASSIGNMENT-STUDENT.zip in the current folder. Returns its path."""
+    """Pack the folder's files; `out` defaults to ASSIGNMENT-STUDENT.zip in the current folder. Returns its path.
+
+    An earlier submission there is replaced; any other file is not: UsageError.
+    """
     folder = Path(folder)
     state = read_state(folder)
     assignment = load(state["assignment"])
@@ -64,8 +69,24 @@ def submit(folder: str | Path, out: str | Path | None = None, student: str | Non
             archive.writestr(info, data)
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60]
     path = Path(out) if out is not None else Path(f"{assignment.id}-{safe}.zip")
+    _refuse_other(path, [folder / key for key in files])
     atomic_write(path, buffer.getvalue())
     return path
+
+
+def _refuse_other(path: Path, sources: Sequence[Path]) -> None:
+    """UsageError where writing `path` would cost somebody a file that is not an earlier submission."""
+    if not path.exists():
+        return
+    if path.is_dir():
+        raise UsageError(f"{path}: a folder, expected the file to write")
+    known = False
+    if not any(path.samefile(source) for source in sources):
+        with contextlib.suppress(MinedgeFormatError):
+            unpack(path)
+            known = True
+    if not known:
+        raise UsageError(f"{path} exists already and is not a submission; it stays as it is, choose another name")
 
 
 def unpack(path: str | Path) -> Submission:

@@ -130,6 +130,20 @@ def test_an_unnamed_submission_and_a_damaged_folder_are_refused(run, tmp_path):
     assert told.code == 3 and "course.json" in told.err
 
 
+def test_submit_replaces_an_earlier_submission_and_no_other_file(run, folder, tmp_path):
+    out = tmp_path / "s.zip"
+    assert run("submit", folder, "-o", out).code == 0
+    assert run("submit", folder, "-o", out).code == 0
+    (folder / "notes.txt").write_text("mine")
+    for path in (folder / "loss.py", folder / "notes.txt", folder / "course.json", folder):
+        before = path.read_bytes() if path.is_file() else b""
+        told = run("submit", folder, "-o", path)
+        assert (told.code, told.err.count("\n")) == (2, 1) and str(path) in told.err
+        assert not before or path.read_bytes() == before
+    (folder / "loss.py").write_bytes(out.read_bytes())  # whatever it holds
+    assert run("submit", folder, "-o", folder / "loss.py").code == 2
+
+
 def test_editing_the_tests_in_the_folder_changes_nothing(run, folder):
     (folder / "properties.py").write_text("PROPERTIES = []")
     (folder / "test_public.py").write_text("")
