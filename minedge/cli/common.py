@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minedge.cli.owned import is_ours, unknown_files
 from minedge.errors import MinedgeFormatError, UsageError
 
 __all__ = [
     "adapter_folder",
     "check_output",
+    "check_unknown",
     "disk_bytes",
     "find",
     "flags",
@@ -23,8 +25,6 @@ __all__ = [
     "model_path",
     "read_prompt",
 ]
-
-MARKERS = ("config.json", "adapter_config.json", "manifest.json", "metrics.jsonl")
 
 
 def find(name: str) -> Path:
@@ -108,7 +108,9 @@ def need_tokenizer(model: Any) -> Any:
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
-    """Refuse an output folder that exists before any work is done; with `overwrite`, one that minedge did not write."""
+    """Refuse an output folder that exists before any work is done; with `overwrite`, one that minedge did not write or
+    in which other things lie.
+    """
     path = Path(path).expanduser()
     if not path.exists() and not path.is_symlink():
         return path
@@ -118,11 +120,24 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
         raise UsageError(
             f"--out: {str(path)!r} is not a folder, which --overwrite does not replace; choose another name"
         )
-    if any(path.iterdir()) and not any((path / marker).exists() for marker in MARKERS):
+    if not is_ours(path):
         raise UsageError(
-            f"--out: {str(path)!r} holds no model or adapter, so --overwrite does not replace it; choose another name"
+            f"--out: {str(path)!r} holds no model, adapter or run of minedge, so --overwrite does not replace it; "
+            "choose another name"
         )
+    check_unknown(path)
     return path
+
+
+def check_unknown(path: Path) -> None:
+    """Refuse to replace a folder of ours in which files lie that minedge does not write there."""
+    unknown = [str(file) for file in unknown_files(path)]
+    if unknown:
+        names = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        raise UsageError(
+            f"--out: {str(path)!r} also holds {names}, not written by minedge, so --overwrite does not replace it; "
+            "move them away or take another folder"
+        )
 
 
 def disk_bytes(path: Path) -> int:

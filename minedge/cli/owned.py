@@ -1,0 +1,79 @@
+"""What minedge writes into a folder, and so what --overwrite may replace."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minedge.errors import MinedgeError
+
+__all__ = ["folder_kind", "is_ours", "unknown_files"]
+
+_TOKENIZER = (
+    r"tokenizer(_config)?\.json|chat_template\.(jinja|json)|special_tokens_map\.json|added_tokens\.json|vocab\.json"
+    r"|merges\.txt|tokenizer\.model"
+)
+_WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+# Kind of folder -> what tells it: a file and keys of it, one of which it has.
+_MARKERS = {
+    "model": ("config.json", ("model_type",)),
+    "adapter": ("adapter_config.json", ("peft_type",)),
+    "checkpoint": ("manifest.json", ("format_version",)),
+    "run": ("run.json", ("n_trainable",)),
+    "tour": ("tour.json", ("finished",)),
+}
+_FILES = {
+    "model": rf"config\.json|generation_config\.json|{_TOKENIZER}|{_WEIGHTS}|seen\.npy|figures\.json|loss\.svg",
+    "adapter": r"adapter_config\.json|adapter_model\.safetensors",
+    "checkpoint": r"manifest\.json|state\.json|arrays\.safetensors",
+    "run": r"run\.json|metrics\.jsonl|loss\.svg|mezo\.log",
+    "tour": r"tour\.json",
+}
+_FOLDERS = {
+    "run": ((r"model", "model"), (r"adapter", "adapter"), (r"step-\d{8,}", "checkpoint")),
+    "tour": ((r"[a-z0-9]+-model", "model"), (r"lora-adapter", "adapter"), (r"mezo", "run")),
+}
+_LEFT = re.compile(r"\.lock|\..+\.(tmp|old)-\w+-\d+-\d+-[0-9a-f]+")  # a run's lock, what a killed process left
+
+
+def folder_kind(path: Path) -> str | None:
+    """The kind of folder that the contents of its files say it is."""
+    return next((kind for kind, (name, keys) in _MARKERS.items() if _has_key(path / name, keys)), None)
+
+
+def _has_key(file: Path, keys: tuple[str, ...]) -> bool:
+    from minedge.io.jsonfile import read_json
+
+    try:
+        found: dict[str, Any] = read_json(file, constants=True)
+    except (OSError, MinedgeError):
+        return False
+    return any(key in found for key in keys)
+
+
+def is_ours(path: Path) -> bool:
+    """Does a folder hold a model, an adapter, a checkpoint, a run or a tour, or nothing at all?"""
+    return folder_kind(path) is not None or all(_LEFT.fullmatch(entry.name) for entry in path.iterdir())
+
+
+def unknown_files(path: Path) -> Iterator[Path]:
+    """What lies in a folder of ours that minedge does not write there, relative to it."""
+    for entry in _unknown(path, folder_kind(path)):
+        yield entry.relative_to(path)
+
+
+def _unknown(path: Path, kind: str | None) -> Iterator[Path]:
+    for entry in sorted(path.iterdir()):
+        if _LEFT.fullmatch(entry.name):
+            continue
+        if entry.is_symlink() or not entry.is_dir():
+            if kind is None or not re.fullmatch(_FILES[kind], entry.name):
+                yield entry
+            continue
+        inner = next((to for name, to in _FOLDERS.get(kind or "", ()) if re.fullmatch(name, entry.name)), None)
+        if inner is None:
+            yield entry
+        else:
+            yield from _unknown(entry, inner)

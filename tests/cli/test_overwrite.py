@@ -1,0 +1,74 @@
+"""--overwrite replaces what minedge wrote, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minedge.cli.tour import _fresh
+from minedge.errors import UsageError
+from tests.cli.conftest import QUICK_TRAIN, snapshot
+
+VERBS = {
+    "quantize": ("quantize", "-m", "tiny", "--out", "o"),
+    "prune": ("prune", "-m", "tiny", "--out", "o"),
+    "fuse": ("fuse", "-m", "tiny", "--adapter-path", "adapter", "--out", "o"),
+    "convert": ("convert", "tiny", "o"),
+    "convert-hf": ("convert", "tiny", "o", "--to", "hf"),
+    "train": (*QUICK_TRAIN, "--iters", "2", "--out", "o"),
+    "train-full": (*QUICK_TRAIN, "--iters", "2", "--out", "o", "--method", "full"),
+    "train-mezo": (*QUICK_TRAIN, "--iters", "2", "--out", "o", "--method", "mezo"),
+}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_replaces_its_own_output_until_other_files_lie_there(name, home, cli):
+    assert cli(*VERBS[name]).code == 0
+    assert cli(*VERBS[name], "--overwrite").code == 0
+    for file in ("a.txt", "b.txt", "c.txt", "d.txt"):
+        Path("o", file).write_text("mine")
+    before = snapshot(home)
+    result = cli(*VERBS[name], "--overwrite")
+    assert result.code == 2 and "a.txt, b.txt, c.txt and 1 more" in result.err
+    assert "move them away or take another folder" in result.err
+    assert snapshot(home) == before
+
+
+@pytest.mark.parametrize("name", ["quantize", "prune", "fuse", "convert", "train"])
+@pytest.mark.parametrize("marker", ["config.json", "manifest.json", "metrics.jsonl", "run.json", "adapter_config.json"])
+def test_a_file_of_that_name_is_no_proof(name, marker, home, cli):
+    Path("o").mkdir()
+    Path("o", marker).write_text('{"name": "app"}\n')
+    Path("o", "main.py").write_text("code")
+    before = snapshot(home)
+    result = cli(*VERBS[name], "--overwrite")
+    assert result.code == 2 and "does not replace" in result.err
+    assert snapshot(home) == before
+
+
+def test_files_inside_a_run_are_looked_at_too(home, cli):
+    assert cli(*VERBS["train"]).code == 0
+    Path("o", "adapter", "notes.txt").write_text("mine")
+    Path("o", "plots").mkdir()
+    before = snapshot(home)
+    result = cli(*VERBS["train"], "--overwrite")
+    assert result.code == 2 and "adapter/notes.txt, plots" in result.err
+    assert snapshot(home) == before
+
+
+def test_a_tour(home, cli):
+    folder = Path("t")
+    folder.mkdir()
+    (folder / "tour.json").write_text(json.dumps({"name": "app"}))
+    with pytest.raises(UsageError, match="no earlier tour"):
+        _fresh(folder, overwrite=True)
+    (folder / "tour.json").write_text(json.dumps({"finished": False}))
+    assert cli("quantize", "-m", "tiny", "--out", "t/int4-model").code == 0
+    assert cli(*VERBS["train-mezo"][:-4], "--out", "t/mezo", "--method", "mezo").code == 0
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"mine\.txt"):
+        _fresh(folder, overwrite=True)
+    (folder / "mine.txt").unlink()
+    assert not _fresh(folder, overwrite=True).exists()
