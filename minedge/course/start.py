@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,16 @@ def test_task(task):
 def start(name: str, folder: str | Path, student: str = "") -> Path:
     """Write assignment `name` into `folder`, which must not exist or be empty. Returns the folder."""
     assignment, folder = load(name), Path(folder)
+    if (folder / STATE).is_file():
+        raise UsageError(f"{folder} exists already; give a new folder, or minedge course reset {folder} to begin anew")
+    if folder.is_dir() and folder.samefile(Path()):
+        raise UsageError(f"{folder} is the folder you are in; give a new one, which start makes")
     if folder.is_dir() and not any(folder.iterdir()):
         with os_errors(folder):
             folder.rmdir()
-    if folder.exists():
-        raise UsageError(f"{folder} exists already; give a new folder, or minedge course reset {folder} to begin anew")
+    if os.path.lexists(folder):
+        what = "and is not empty" if folder.is_dir() else "and is no folder"
+        raise UsageError(f"{folder} exists already {what}; give a new folder")
     with atomic_dir(folder) as temporary:
         for file, data in files_of(assignment).items():
             (temporary / file).write_bytes(data)

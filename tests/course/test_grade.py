@@ -88,7 +88,10 @@ def test_reset_keeps_what_the_student_wrote(run, folder):
     [
         (("start", "a0", "x"), 2, "assignment: expected one of a1"),
         (("start", "a1"), 2, "start: expected aN DIR, got a1"),
-        (("start", "a1", "{folder}"), 2, "exists already"),
+        (("start", "a1", "{folder}"), 2, "exists already; give a new folder, or minedge course reset"),
+        (("start", "a1", "{tmp}"), 2, "exists already and is not empty; give a new folder\n"),
+        (("start", "a1", "{folder}/loss.py"), 2, "exists already and is no folder"),
+        (("start", "a1", "."), 2, "is the folder you are in"),
         (("check", "nowhere"), 2, "no such folder"),
         (("check", "{tmp}"), 2, "no course.json in it"),
         (("check", "{folder}", "--task", "a1.99"), 2, "task: expected one of a1.1"),
