@@ -111,6 +111,23 @@ class Tokenizer:
         """Id of the token a document starts with."""
         return None if self.bos_token is None else self.backend.token_to_id(self.bos_token)
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a text is to be read after the `bos_id`: the settings say so, or else the tokenizer puts it there."""
+        bos, said = self.bos_id, self.settings.get("add_bos_token")
+        if bos is None or self.settings.get("bos_token", "") is None:
+            return False
+        if isinstance(said, bool):
+            return said
+        plain, whole = (self.backend.encode("a", add_special_tokens=special).ids[:1] for special in (False, True))
+        return whole == [bos] != plain
+
+    @property
+    def start_id(self) -> int | None:
+        """Id that rows of text start with: `bos_id` where texts start with it, otherwise `eos_id`."""
+        unused = self.settings.get("bos_token", "") is None or self.settings.get("add_bos_token") is False
+        return self.bos_id if self.adds_bos or (self.bos_token in _START_NAMES and not unused) else self.eos_id
+
     @classmethod
     def train_bpe(cls, texts: Iterable[str], vocab_size: int, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
         """Learn a byte-level BPE of exactly `vocab_size` ids; the first special token ends texts.

@@ -161,7 +161,7 @@ def tokenizer_metadata(tokenizer: Any, vocab_size: int) -> dict[str, tuple[str, 
     unknown = model.get("unk_token")
     if unknown in model["vocab"]:
         out["unknown_token_id"] = ("uint32", model["vocab"][unknown])
-    out["add_bos_token"] = ("bool", _adds(data, tokenizer.bos_token))
+    out["add_bos_token"] = ("bool", tokenizer.adds_bos)
     out["add_eos_token"] = ("bool", False)
     named = {f"tokenizer.ggml.{key}": value for key, value in out.items()}
     if tokenizer.chat_template:
@@ -225,8 +225,3 @@ def _pre_name(data: dict[str, Any]) -> str:
         f"tokenizer: GGUF has names only for the ways of GPT-2, SmolLM, Llama 3 and Qwen 2 to cut words, got {kinds}; "
         "export without it (tokenizer=None) and give llama.cpp the right --override-kv tokenizer.ggml.pre"
     )
-
-
-def _adds(data: dict[str, Any], token: str | None) -> bool:
-    """Whether encoding with special tokens puts `token` in front."""
-    return token is not None and token in (data.get("post_processor") or {}).get("special_tokens", {})

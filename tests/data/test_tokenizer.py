@@ -11,6 +11,7 @@ import pytest
 from minedge.data.splits import stdlib_splits
 from minedge.data.tokenizer import END_OF_TEXT, Tokenizer
 from minedge.errors import MinedgeFormatError
+from tests.data.sentencepiece import small
 
 
 def test_text_survives(tokenizer):
@@ -79,3 +80,19 @@ def test_the_library_loads_only_when_used():
     code = "import sys, minedge.data.tokenizer, minedge.data.loaders; print('tokenizers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_bos_before_a_text_is_the_settings_or_the_tokenizers_word(tokenizer):
+    assert small().adds_bos and small(False, add_bos_token=True).adds_bos
+    assert not small(False).adds_bos and not small(True, add_bos_token=False).adds_bos
+    assert not small(False, add_bos_token=True, bos_token=None).adds_bos
+    assert not tokenizer.adds_bos
+
+
+def test_rows_start_with_bos_where_one_is_used(tokenizer):
+    assert small().start_id == small(False).start_id == 1
+    assert small(False, add_bos_token=False).start_id == small(False, bos_token=None).start_id == 2
+    assert tokenizer.start_id == tokenizer.eos_id
+    chat = Tokenizer.train_bpe(["a"], 260, ("<|im_end|>", "<|im_start|>"))
+    named = Tokenizer(chat.backend, "<|im_end|>", "<|im_start|>")
+    assert named.start_id == named.eos_id != named.bos_id  # it starts a turn, not a text

@@ -443,6 +443,16 @@ def test_sentencepiece_vocabularies_join_by_score_and_come_back(tmp_path: Path) 
         assert back.decode(expected) == text
     assert (back.bos_id, back.eos_id) == (1, 2)
     assert back.backend.encode("the").ids[0] == 1  # add_bos_token came along
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_bos_that_only_the_settings_ask_for_comes_along(said: bool, tmp_path: Path) -> None:
+    made = sentencepiece.build(*_pieces(), "here", bos_id=1, eos_id=2, add_bos=False)
+    tokenizer = Tokenizer(made.backend, "</s>", "<s>", settings={"add_bos_token": said})
+    _model(tokenizer=tokenizer, vocab_size=tokenizer.vocab_size, bos_token_id=1, eos_token_id=2).save_gguf(
+        tmp_path / "m.gguf"
+    )
+    assert _load(tmp_path / "m.gguf").tokenizer.adds_bos is said
     content = {key: field.contents() for key, field in oracle.GGUFReader(tmp_path / "m.gguf").fields.items()}
     assert content["tokenizer.ggml.model"] == "llama" and content["tokenizer.ggml.add_space_prefix"] is True
     assert content["tokenizer.ggml.unknown_token_id"] == 0
