@@ -117,7 +117,8 @@ class Texts:
         stream = [i for ids in tokenizer.encode_batch(self.texts) for i in (*ids, end)]
         if len(stream) < 2:
             raise UsageError("data: expected text, got none; check the file")
-        return PackedText(np.array(stream, np.int64), end, seq_len, sum(len(t.encode()) for t in self.texts))
+        n_bytes = sum(len(t.encode()) for t in self.texts)
+        return PackedText(np.array(stream, np.int64), end, seq_len, n_bytes, tokenizer.start_id)
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,15 @@ class PackedText:
     eos_id: int
     seq_len: int
     n_bytes: int
-    _full: np.ndarray = field(init=False, repr=False)  # the stream with the end-of-text token before it
+    start_id: int | None = None  # the token before a text; None: the end-of-text token
+    _full: np.ndarray = field(init=False, repr=False)  # the stream with that token before it
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_full", np.concatenate([[self.eos_id], self.stream]))
+        object.__setattr__(self, "_full", np.concatenate([[self._start], self.stream]))
+
+    @property
+    def _start(self) -> int:
+        return self.eos_id if self.start_id is None else self.start_id
 
     @property
     def n_tokens(self) -> int:
@@ -157,7 +163,7 @@ class PackedText:
     def eval_batches(self, batch_size: int, overlap: int = 0) -> Iterator[Batch]:
         """Rows in order that score every token of the stream exactly once.
 
-        A row starts with the end-of-text token, then come `overlap` tokens already scored, seen only as context, then
+        A row starts with the token before a text, then come `overlap` tokens already scored, seen only as context, then
         new ones. `overlap` of half a row costs twice the time and gives every token at least that much context.
         """
         room = self.seq_len - 1
@@ -168,7 +174,7 @@ class PackedText:
         while done < len(self.stream):
             start = max(0, done - overlap)
             stop = min(len(self.stream), start + room)
-            rows.append([self.eos_id, *self.stream[start:stop].tolist()])
+            rows.append([self._start, *self.stream[start:stop].tolist()])
             weights.append([0.0] * (1 + done - start) + [1.0] * (stop - done))
             done = stop
             if len(rows) == batch_size or done == len(self.stream):
@@ -193,13 +199,14 @@ class Pairs:
 
             return Conversations.of_pairs(self.pairs).pack(tokenizer, seq_len)
         end = _separator(tokenizer)
+        first = end if tokenizer.start_id is None else tokenizer.start_id
         prompts = tokenizer.encode_batch([prompt for prompt, _ in self.pairs])
         completions = tokenizer.encode_batch([completion for _, completion in self.pairs])
         rows, weights = [], []
         for prompt, completion in zip(prompts, completions, strict=True):
             answer = [*completion, end][: seq_len - 1]
             room = seq_len - 1 - len(answer)
-            row = [end, *prompt[max(0, len(prompt) - room) :], *answer]
+            row = [first, *prompt[max(0, len(prompt) - room) :], *answer]
             rows.append(row)
             weights.append([0.0] * (len(row) - len(answer)) + [1.0] * len(answer))
         return PackedRows(rows, weights, end, sum(len(completion.encode()) for _, completion in self.pairs))

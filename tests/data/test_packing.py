@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minedge.data.packing import PackedRows, PackedText, Pairs, Texts, pack, shuffled
 from minedge.errors import UsageError
+from tests.data.sentencepiece import small
 
 END = 0
 
@@ -137,3 +138,13 @@ def test_unusable_requests_are_refused(tokenizer):
         next(stream(20).eval_batches(1, overlap=7))
     with pytest.raises(UsageError, match="batch_size"):
         stream(20).batch(0, 0, 0)
+
+
+def test_rows_start_with_bos_and_documents_end_with_eos():
+    made = small()
+    packed = Texts(("the cat", "the")).pack(made, 5)
+    stream = [*made.encode("the cat"), 2, *made.encode("the"), 2]
+    assert packed.stream.tolist() == stream and packed._full.tolist() == [1, *stream]
+    assert all(tokens[:, 0].tolist() == [1] for tokens, _ in packed.eval_batches(1))
+    tokens, _ = next(Pairs((("the", " cat"),)).pack(made, 8).eval_batches(1))
+    assert tokens[0, 0] == 1 and tokens[0, -1] == 2
