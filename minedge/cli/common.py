@@ -14,6 +14,7 @@ from minedge.errors import MinedgeFormatError, UsageError
 
 __all__ = [
     "adapter_folder",
+    "check_apart",
     "check_output",
     "check_unknown",
     "disk_bytes",
@@ -127,6 +128,20 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
         )
     check_unknown(path)
     return path
+
+
+def check_apart(out: str | Path, *sources: Path) -> None:
+    """Refuse to replace what is read: an `out` that exists and is a source, lies in one or holds one."""
+    path = Path(out).expanduser()
+    if not path.exists():
+        return
+    target = path.resolve()
+    for source in (source.resolve() for source in sources):
+        if target == source or target in source.parents or source in target.parents:
+            what = "is" if target == source else "holds" if target in source.parents else "lies in"
+            raise UsageError(
+                f"--out: {str(path)!r} {what} what is read ({source}), so it is not replaced; choose another name"
+            )
 
 
 def check_unknown(path: Path) -> None:

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import check_output, disk_bytes, load_model, model_facts, model_path, need_tokenizer
+from minedge.cli.common import (
+    adapter_folder,
+    check_apart,
+    check_output,
+    disk_bytes,
+    find,
+    load_model,
+    model_facts,
+    model_path,
+    need_tokenizer,
+)
 from minedge.cli.console import Console
 from minedge.cli.data import data_options, held_out_part, load_dataset, max_length, measure_text
 from minedge.cli.parser import integer, model_options, one_of, output_options
@@ -40,9 +50,14 @@ def file_dtype(name: str) -> str | None:
     return "float16" if data.get("dtype", data.get("torch_dtype")) == "float16" else None
 
 
-def prepare(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Everything that can be wrong with the options, before any work: (model, data or None)."""
+def prepare(args: argparse.Namespace, *sources: Path) -> tuple[Any, Any]:
+    """Everything that can be wrong with the options, before any work: (model, data or None). `sources` is what is read
+    beside the model and its adapter.
+    """
     check_output(args.out, args.overwrite)
+    adapter = [adapter_folder(args.adapter_path)] if getattr(args, "adapter_path", None) else []
+    check_apart(args.out, find(args.model), model_path(args.model), *adapter, *sources)
+    args.source_bytes = disk_bytes(model_path(args.model))  # before anything is written
     model = load_model(args)
     if not hasattr(args, "data"):
         return model, None
@@ -71,7 +86,7 @@ def report_change(
         report[f"{key}_before"], report[f"{key}_after"] = old, new
         rows.append([name, show(old), show(new), f"{new / old:.3f}" if old else "-"])
 
-    row("on disk", "disk_bytes", disk_bytes(model_path(args.model)), disk_bytes(Path(args.out).expanduser()), size)
+    row("on disk", "disk_bytes", args.source_bytes, disk_bytes(Path(args.out).expanduser()), size)
     old_bytes, new_bytes = before.nbytes(), after.nbytes()
     row("resident", "resident_bytes", old_bytes["total"], new_bytes["total"], size)
     row("  linear weights", "linear_bytes", old_bytes["linear"], new_bytes["linear"], size)

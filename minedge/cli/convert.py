@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import check_output, disk_bytes, load_model, model_facts, model_path
+from minedge.cli.common import check_apart, check_output, disk_bytes, find, load_model, model_facts, model_path
 from minedge.cli.console import Console
 from minedge.cli.parser import one_of
 from minedge.cli.text import size
@@ -62,6 +62,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     elif out.is_dir() or (out.exists() and not args.overwrite):
         problem = "is a folder, expected a file's name" if out.is_dir() else "exists already; --overwrite replaces it"
         raise UsageError(f"DST: {str(out)!r} {problem}")
+    source = model_path(args.source)
+    check_apart(out, find(args.source), source)
+    before_bytes = disk_bytes(source)
     model = load_model(args)
     if to == "gguf":
         model.save_gguf(out, dtype, overwrite=args.overwrite)
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "out": str(out),
         "format": to,
         "type": dtype,
-        "disk_bytes_before": disk_bytes(model_path(args.source)),
+        "disk_bytes_before": before_bytes,
         "disk_bytes_after": disk_bytes(out),
         "tokenizer": model.tokenizer is not None,
         "model": model_facts(model),

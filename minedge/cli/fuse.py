@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     weights = _weights(args.weights)
     paths, args.adapter_path = args.adapter_path or [], None
-    model, _ = prepare(args)
+    model, _ = prepare(args, *(adapter_folder(given.rpartition("=")[2]) for given in paths))
     for given in paths:
         name, _, path = given.rpartition("=")
         model = minedge.lora.load_adapter(model, adapter_folder(path), adapter=name or "default")

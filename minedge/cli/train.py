@@ -12,7 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from minedge.cli.common import check_output, flags, load_model, lora_target, need_tokenizer
+from minedge.cli.common import (
+    adapter_folder,
+    check_apart,
+    check_output,
+    find,
+    flags,
+    load_model,
+    lora_target,
+    model_path,
+    need_tokenizer,
+)  # fmt: skip
 from minedge.cli.console import Console
 from minedge.cli.data import data_options, load_dataset, max_length
 from minedge.cli.parser import Parser, fraction, integer, model_options, one_of, output_options, real, size_map
@@ -181,6 +191,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     if resume != "auto":  # a run to go on with may be there; everything else is refused before any work
         check_output(args.out, args.overwrite)
+        check_apart(args.out, *_sources(args))
     elif args.overwrite:
         raise UsageError("--overwrite: it would delete the run that --resume auto goes on with; leave one of them out")
     dataset = load_dataset(args)
@@ -205,6 +216,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         tuned = minedge.train(model, data, out=args.out, resume=resume, on_event=report.event, config=config)
     report.finish(tuned)
     return 0
+
+
+def _sources(args: argparse.Namespace) -> list[Path]:
+    """The folders and files that the run reads, as far as they have a name on disk."""
+    model = [] if args.init or args.init_shape else [find(args.model), model_path(args.model)]
+    adapter = [adapter_folder(args.adapter_path)] if args.adapter_path else []
+    return [*model, *adapter, *([Path(args.resume).expanduser()] if args.resume not in (None, "never") else [])]
 
 
 def _model(args: argparse.Namespace, dataset: Any) -> Any:

@@ -285,7 +285,7 @@ for command in sys.argv[1:]:
 
 def test_a_disk_that_takes_no_more(home):
     (home / "kept").mkdir()
-    (home / "kept" / "config.json").write_text("{}")
+    (home / "kept" / "config.json").write_text('{"model_type": "llama"}')
     before = snapshot(home)
     commands = [
         "quantize -m tiny --out q --group-size 32",

@@ -72,3 +72,32 @@ def test_a_tour(home, cli):
         _fresh(folder, overwrite=True)
     (folder / "mine.txt").unlink()
     assert not _fresh(folder, overwrite=True).exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("quantize", "-m", "tiny", "--out", "tiny"),
+        ("quantize", "-m", "tiny", "--out", "other/../tiny"),
+        ("quantize", "-m", "run", "--out", "run"),
+        ("quantize", "-m", "run/model", "--out", "run"),
+        ("prune", "-m", "tiny", "--out", "tiny"),
+        ("fuse", "-m", "tiny", "--adapter-path", "adapter", "--out", "tiny"),
+        ("fuse", "-m", "tiny", "--adapter-path", "a=adapter", "--out", "adapter"),
+        ("convert", "tiny", "tiny"),
+        ("convert", "tiny", "tiny/model.safetensors", "--to", "gguf"),
+        ("convert", "x.gguf", "x.gguf"),
+        (*QUICK_TRAIN, "--iters", "2", "--out", "tiny"),
+        (*QUICK_TRAIN, "--iters", "2", "--adapter-path", "adapter", "--out", "adapter"),
+    ],
+)
+def test_what_is_read_is_not_replaced(words, home, cli):
+    Path("other").mkdir()
+    if "run" in str(words):
+        assert cli(*VERBS["train-full"][:-4], "--out", "run", "--method", "full").code == 0
+    if "x.gguf" in words:
+        assert cli("convert", "tiny", "x.gguf").code == 0
+    before = snapshot(home)
+    result = cli(*words, "--overwrite")
+    assert result.code == 2 and "what is read" in result.err, result.err
+    assert snapshot(home) == before
