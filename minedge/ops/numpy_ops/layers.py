@@ -105,7 +105,8 @@ def rms_norm_backward(dout: Array, cache: tuple) -> tuple[Array, Array]:
 def layer_norm_forward(x: Array, weight: Array, bias: Array, eps: float) -> tuple[Array, tuple]:
     r"""`out = (x - mean) * rstd * weight + bias`, `rstd = 1 / sqrt(mean((x - mean)^2) + eps)` (arXiv:1607.06450).
 
-    The variance comes from centred values: E[x^2] - E[x]^2 cancels where the mean is large.
+    The variance comes from centred values: E[x^2] - E[x]^2 cancels where the mean is large. The cache keeps x, weight,
+    mean and rstd, the last two without the axis they are taken over: (...,).
     """
     # BEGIN SOLUTION a1.2
     mean = x.mean(axis=-1)

@@ -15,7 +15,7 @@ def cross_entropy_forward(logits: Array, targets: NDArray[np.integer], weights: 
 
     logits (N, V), targets (N,), weights (N,): the caller divides the weights by their sum to get a mean, which keeps
     accumulation over micro-batches exact. The sum over rows is taken in float64. Fusing with softmax avoids
-    log(softmax) and its overflow.
+    log(softmax) and its overflow. The cache keeps logits, targets, weights and lse, (N,).
     """
     # BEGIN SOLUTION a1.6
     top = logits.max(axis=-1, keepdims=True)
