@@ -101,6 +101,7 @@ def execute(
 ) -> None:
     """Run every cell of an nbformat notebook in place, in a fresh kernel of this Python with `where` as its folder.
 
+    Outputs and numbers of an earlier execution go first, so that all there are afterwards are of this one.
     on_cell hears the number of code cells done. Raises `LessonFailed` at the first cell that raises (its output stays
     in the notebook), `UsageError` where nbclient or a kernel is not installed.
     """
@@ -112,6 +113,8 @@ def execute(
     home = str(Path(__file__).resolve().parents[1])  # so that the kernel imports this minedge, installed or not
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
     at = [0]
 
     def started(cell: Any, cell_index: int) -> None:

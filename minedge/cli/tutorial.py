@@ -40,7 +40,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    allowed = {"open": {"out", "overwrite", "html"}, "run": {"out", "overwrite", "seed"}}
+    for option in ("out", "overwrite", "html", "seed"):
+        value = getattr(args, option)
+        if value is not None and value is not False and option not in allowed.get(args.action, set()):
+            raise UsageError(f"--{option}: {args.action} has no such option; see minedge tutorial --help")
     if args.action == "list":
+        if args.tutorial is not None:
+            raise UsageError(f"list: expected nothing more, got {args.tutorial}")
         return _list(console)
     if args.tutorial is None:
         raise UsageError(f"expected a tutorial, as in minedge tutorial {args.action} 3; see minedge tutorial list")

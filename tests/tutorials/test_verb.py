@@ -66,14 +66,19 @@ def test_run_writes_the_executed_copy(place, capsys):
 
 
 def test_run_names_the_cell_that_failed_and_keeps_the_copy(place, capsys):
+    packaged = nbformat.read(lessons.find("bad").notebook, as_version=4)
+    for cell in packaged.cells[1:]:
+        cell.execution_count, cell.outputs = 7, [nbformat.v4.new_output("stream", text="packaged")]
+    nbformat.write(packaged, lessons.find("bad").notebook)
     code, _, err = call(capsys, "run", "bad")
     assert code == 1
     line = err.strip().splitlines()[-1]
     assert "tutorial 2, cell 3 of 4" in line
     assert "ValueError: a figure went away" in line
     assert "02_bad.ipynb" in line
-    outputs = nbformat.read(place / "02_bad.ipynb", as_version=4).cells[2].outputs
-    assert outputs[0].ename == "ValueError"
+    cells = nbformat.read(place / "02_bad.ipynb", as_version=4).cells
+    assert [output.ename for output in cells[2].outputs] == ["ValueError"]
+    assert [(len(cell.outputs), cell.execution_count) for cell in (cells[1], cells[3])] == [(0, 1), (0, None)]
 
 
 def test_a_kernel_that_dies_is_one_line(place, capsys):
@@ -90,6 +95,11 @@ def test_a_kernel_that_dies_is_one_line(place, capsys):
         (["run", "9"], "expected one of 1 (good), 2 (bad), got '9'"),
         (["run", "1", "--out", "no/such/file.ipynb"], "the folder 'no/such' does not exist"),
         (["dance"], "invalid choice"),
+        (["list", "extra"], "list: expected nothing more, got extra"),
+        (["list", "--html"], "--html: list has no such option"),
+        (["list", "--out", "x.ipynb"], "--out: list has no such option"),
+        (["open", "1", "--html", "--seed", "0"], "--seed: open has no such option"),
+        (["run", "1", "--html"], "--html: run has no such option"),
         (["open", "1", "--out", "../lessons/01_good.ipynb"], "that is the tutorial itself"),
     ],
 )
