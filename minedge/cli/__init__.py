@@ -82,6 +82,9 @@ def _run(verb: str, words: list[str]) -> int:
 
     if verb not in VERBS:
         what = "option" if verb.startswith("-") else "verb"
+        if verb.partition("=")[0] in ("--json", "--quiet", "--debug", "--backend", "--threads"):
+            called = next((word for word in words if word in VERBS), "VERB")
+            raise UsageError(f"option {verb!r} belongs after the verb: minedge {called} ... {verb}; see minedge --help")
         near = did_you_mean(verb, ["--help", "--version"] if what == "option" else list(VERBS))
         raise UsageError(f"unknown {what} {verb!r}{near}; see minedge --help")
     module = importlib.import_module(f"minedge.cli.{verb}")

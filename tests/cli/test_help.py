@@ -81,3 +81,10 @@ def test_unknown_verbs_and_options_name_the_nearest(cli):
         assert f"did you mean {near}" in result.err
         assert result.err.count("\n") == 1
         assert result.out == ""
+
+
+def test_an_option_before_the_verb_is_told_its_place(cli):
+    for words in (["--json", "tutorial", "list"], ["--threads=2", "tutorial"]):
+        result = cli(*words)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+        assert f"option {words[0]!r} belongs after the verb: minedge tutorial ... {words[0]};" in result.err
