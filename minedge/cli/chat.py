@@ -116,7 +116,7 @@ class Chat:
         room = context - min(self.settings["max_tokens"], context // 2)
         while True:
             text = self.text(message)
-            length = len(self.model.tokenizer.encode(text))
+            length = len(self.model.tokenizer.encode_prompt(text))
             if length <= room:
                 return text
             if not self.history:

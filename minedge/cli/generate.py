@@ -225,8 +225,8 @@ class Meter:
         self.prompt = self.generated = 0
         self.started = self.first = self.last = time.perf_counter()
 
-    def encode(self, text: str) -> list[int]:
-        ids = self._tokenizer.encode(text)
+    def encode_prompt(self, text: str) -> list[int]:
+        ids = self._tokenizer.encode_prompt(text)
         self.prompt, self.started = len(ids), time.perf_counter()
         return ids
 

@@ -84,6 +84,13 @@ class Tokenizer:
         """Token ids of a text, without special tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to continue: after `bos_id` where `adds_bos`, unless the text itself
+        begins with it, as a chat template writes it.
+        """
+        ids, bos = self.encode(text), self.bos_id
+        return [bos, *ids] if bos is not None and self.adds_bos and ids[:1] != [bos] else ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]

@@ -224,10 +224,10 @@ def stop_texts(stop: str | list[str] | None) -> list[str]:
 
 
 def prompt_ids(model: Model, prompt: str) -> list[int]:
-    """The prompt's tokens, or the one a text starts with where it is empty."""
+    """The prompt's tokens, after the one a text starts with where the tokenizer asks for it or the prompt is empty."""
     if model.tokenizer is None:
         raise UsageError("model: it has no tokenizer; use generate_ids with token ids")
-    ids = model.tokenizer.encode(prompt)
+    ids = getattr(model.tokenizer, "encode_prompt", model.tokenizer.encode)(prompt)
     if not ids:
         start = model.config.bos_token_id if model.config.bos_token_id is not None else model.config.eos_ids[:1]
         ids = [start] if isinstance(start, int) else list(start)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minedge.errors import UsageError
-from minedge.model.generate import Sampling, generate_ids, next_token, probabilities
+from minedge.model.generate import Sampling, generate_ids, next_token, probabilities, prompt_ids
+from tests.data.sentencepiece import small
 from tests.model.test_transformer import random_model, tiny
 
 logit_lists = st.lists(st.floats(-20, 20), min_size=2, max_size=30)
@@ -143,3 +144,27 @@ def test_settings_out_of_range_are_named(model, setting, name):
 def test_no_tokenizer_is_named():
     with pytest.raises(UsageError, match="tokenizer"):
         random_model(tiny("llama")).generate("abc")
+
+
+def spoken(**settings):
+    """A model whose tokenizer puts a space before every text and `<s>`, id 1, before a prompt."""
+    from dataclasses import replace
+
+    tokenizer = small(False, **{"add_bos_token": True, **settings})
+    config = replace(tiny("llama"), vocab_size=tokenizer.vocab_size, bos_token_id=1, eos_token_id=2)
+    return replace(random_model(config, np.float32), tokenizer=tokenizer)
+
+
+def test_prompts_start_with_bos_once():
+    model = spoken()
+    plain = model.tokenizer.encode("the cat")
+    assert prompt_ids(model, "the cat") == [1, *plain]
+    assert prompt_ids(model, "<s>the cat") == [1, *plain]
+    assert prompt_ids(model, "") == [1]
+    assert prompt_ids(spoken(add_bos_token=False), "the cat") == plain
+
+
+def test_a_chat_template_gets_no_second_bos():
+    model = spoken(bos_token="<s>", chat_template="{{ bos_token }}{{ messages[0]['content'] }}")
+    text = model.tokenizer.chat.render([{"role": "user", "content": "the cat"}])
+    assert prompt_ids(model, text) == [1, *model.tokenizer.encode("the cat")]
