@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from typing import Any
 
-from minedge.cli.common import load_model, need_tokenizer
+from minedge.cli.common import check_utf8, load_model, need_tokenizer
 from minedge.cli.console import Console
 from minedge.cli.generate import draft_of, draft_options, sampling_options, sampling_values, stream
 from minedge.cli.parser import model_options
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         elif message.startswith("/"):
             console.note(HELP if message == "/help" else f"unknown command {message!r}; {HELP}")
         elif message:
-            turns.append({"message": message, "answer": chat.answer(message)})
+            answer = chat.answer(message)
+            turns.append({"message": message.encode(errors="replace").decode(), "answer": answer})
     report: dict[str, Any] = {"turns": turns, "refused": chat.refused}
     if args.draft_model:
         report["draft"] = {**asdict(chat.counts), "accepted_share": chat.counts.accepted_share}
@@ -80,6 +81,8 @@ class Chat:
 
         tokenizer = need_tokenizer(model)
         self.model, self.console = model, console
+        for option in ("system_prompt", "template"):
+            check_utf8(f"--{option.replace('_', '-')}", getattr(args, option) or "")
         self.template = (args.template or TEMPLATE).replace("\\n", "\n")
         if self.template.count("{message}") != 1:
             raise UsageError(f"--template: expected {{message}} in it once, got {args.template!r}")
@@ -92,10 +95,12 @@ class Chat:
             token, end = turn_end(tokenizer)
             if token is not None:  # a special token decodes to nothing, so it ends the answer as a token
                 self.model, end = _ending_with(model, token), ""
-        self.stops = [text.replace("\\n", "\n") for text in args.stop or []] or ([end] if end else [])
+        self.stops = [check_utf8("--stop", text).replace("\\n", "\n") for text in args.stop or []] or (
+            [end] if end else []
+        )
         draft, self.counts = draft_of(args)
         self.settings = {**sampling_values(args), **draft}
-        self.refused = 0  # messages that were too long
+        self.refused = 0  # messages that were too long, or not UTF-8
         self.history: list[tuple[str, str]] = []
         self.session: Any = None  # what was read of the conversation, so that a turn reads only what is new
 
@@ -127,7 +132,7 @@ class Chat:
         """Answer a message, showing it as it comes; Ctrl-C keeps what has come so far."""
         pieces: list[str] = []
         try:
-            prompt = self.prompt(message)
+            prompt = self.prompt(check_utf8("message", message))
         except UsageError as error:
             self.console.status(f"minedge chat: error: {error}")
             self.refused += 1
@@ -163,4 +168,6 @@ def _read_line(interactive: bool) -> str | None:
         except EOFError:
             print()
             return None
-    return sys.stdin.readline() or None
+    stdin = getattr(sys.stdin, "buffer", None)  # bytes that are not UTF-8 must not end the conversation
+    line = sys.stdin.readline() if stdin is None else stdin.readline().decode(sys.stdin.encoding, "surrogateescape")
+    return line or None

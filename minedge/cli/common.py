@@ -17,6 +17,7 @@ __all__ = [
     "check_apart",
     "check_output",
     "check_unknown",
+    "check_utf8",
     "disk_bytes",
     "find",
     "flags",
@@ -26,6 +27,7 @@ __all__ = [
     "model_path",
     "read_prompt",
 ]
+NOT_UTF8 = "expected text in UTF-8, got bytes that are not; convert it with iconv -f latin1 -t utf-8"
 
 
 def find(name: str) -> Path:
@@ -163,8 +165,22 @@ def disk_bytes(path: Path) -> int:
 
 
 def read_prompt(text: str) -> str:
-    """--prompt, where '-' stands for all of stdin."""
-    return sys.stdin.read() if text == "-" else text
+    """--prompt, where '-' stands for all of stdin; `UsageError` for what is not UTF-8."""
+    if text != "-":
+        return check_utf8("--prompt", text)
+    try:
+        return check_utf8("--prompt: stdin", sys.stdin.read())
+    except UnicodeDecodeError:
+        raise UsageError(f"--prompt: stdin: {NOT_UTF8}") from None
+
+
+def check_utf8(name: str, text: str) -> str:
+    """`text`; `UsageError` where bytes in it were not UTF-8, which Python keeps as lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{name}: {NOT_UTF8}") from None
+    return text
 
 
 def model_facts(model: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import load_model, model_facts, need_tokenizer, read_prompt
+from minedge.cli.common import check_utf8, load_model, model_facts, need_tokenizer, read_prompt
 from minedge.cli.console import Console
 from minedge.cli.parser import fraction, integer, model_options, real
 from minedge.errors import UsageError
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     prompts = _prompts(args)
     draft, counts = draft_of(args)
     model = load_model(args)
-    stops = [text.replace("\\n", "\n").replace("\\t", "\t") for text in args.stop or []]
+    stops = [check_utf8("--stop", text).replace("\\n", "\n").replace("\\t", "\t") for text in args.stop or []]
     settings = {**sampling_values(args), "kv_dtype": args.kv_dtype}
     if draft:
         del settings["kv_dtype"]
