@@ -41,7 +41,7 @@ def test_a_prompt_from_stdin(errors, stdin, home, cli):
 def test_an_argument(words, stdin, home, cli):
     stdin(b"hello\n")
     result = cli(*words, "-m", "tiny")
-    name = "--prompt" if "-p" == words[-2] else words[-2]
+    name = "--prompt" if words[-2] == "-p" else words[-2]
     assert result.code == 2 and f"error: {name}: expected text in UTF-8" in result.err, result.err
 
 
