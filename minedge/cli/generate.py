@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ def draft_of(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 
 class Meter:
-    """A tokenizer that counts and times: the loop decodes after every token, so each call of `decode` is one token."""
+    """A tokenizer that counts and times: the loop decodes after every token, so `decode_after` is called for each."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
@@ -230,12 +230,12 @@ class Meter:
         self.prompt, self.started = len(ids), time.perf_counter()
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
         ids = list(ids)
         self.last, self.generated = time.perf_counter(), len(ids)
         if len(ids) == 1:
             self.first = self.last
-        return self._tokenizer.decode(ids)
+        return self._tokenizer.decode_after(before, ids)
 
     def facts(self, context: int, max_tokens: int) -> dict[str, Any]:
         """Counts, speeds in tokens/s (None where too little happened to time) and why the text ended."""

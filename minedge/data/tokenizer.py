@@ -99,6 +99,19 @@ class Tokenizer:
         """The text of token ids; special tokens are left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
+        """The text of ids that follow others: a SentencePiece decoder takes the first space off whatever it is given,
+        so a token before them is decoded too, and its text cut off.
+        """
+        # Twice, for a space alone gives no text either. What cuts a character in two would not be cut off cleanly.
+        for token in reversed(before):
+            twice = self.decode([token, token])
+            if not twice:  # a special token: the text starts after it
+                break
+            if "\ufffd" not in twice:
+                return self.decode([token, *ids])[len(self.decode([token])) :]
+        return self.decode(ids)
+
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it, or None."""
         return self.backend.token_to_id(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,7 +195,7 @@ def generate_text(
     stops = stop_texts(stop)
     ids = prompt_ids(model, prompt)
     tokens = generate_ids(model, ids, max_tokens, s, kv_dtype, session) if continue_ids is None else continue_ids(ids)
-    return _stream(model, tokens, stops)
+    return _stream(model, ids, tokens, stops)
 
 
 def generate_texts(
@@ -205,7 +206,7 @@ def generate_texts(
     stops, ids, out = stop_texts(stop), [prompt_ids(model, prompt) for prompt in prompts], []
     for start in range(0, len(ids), SIDE_BY_SIDE):
         part = ids[start : start + SIDE_BY_SIDE]
-        texts = [_Text(model.tokenizer, stops) for _ in part]
+        texts = [_Text(model.tokenizer, stops, prompt) for prompt in part]
 
         def more(i: int, token: int, texts: list[_Text] = texts) -> bool:
             return texts[i].add(token)
@@ -240,8 +241,8 @@ def prompt_ids(model: Model, prompt: str) -> list[int]:
     return ids
 
 
-def _stream(model: Model, tokens: Iterator[int], stops: list[str]) -> Iterator[str]:
-    text = _Text(model.tokenizer, stops)
+def _stream(model: Model, prompt: list[int], tokens: Iterator[int], stops: list[str]) -> Iterator[str]:
+    text = _Text(model.tokenizer, stops, prompt)
     for token in tokens:
         more = text.add(token)
         yield from text.sure()
@@ -251,10 +252,14 @@ def _stream(model: Model, tokens: Iterator[int], stops: list[str]) -> Iterator[s
 
 
 class _Text:
-    """Tokens as text that is certain: whole characters, and nothing that may turn out to begin a stop string."""
+    """Tokens after a prompt as text that is certain: whole characters, and nothing that may turn out to begin a stop
+    string.
+    """
 
-    def __init__(self, tokenizer: Any, stops: list[str]):
-        self.tokenizer, self.stops = tokenizer, stops
+    def __init__(self, tokenizer: Any, stops: list[str], prompt: list[int]):
+        self.stops = stops
+        after = getattr(tokenizer, "decode_after", None)
+        self.decode = tokenizer.decode if after is None else partial(after, prompt)
         self.ids: list[int] = []
         self.text, self.certain, self.sent, self.ended = "", 0, 0, False
 
@@ -263,7 +268,7 @@ class _Text:
         self.ids.append(token)
         # Decoding all new ids each time keeps joins right; a cut multi-byte character shows as U+FFFD at the end and
         # waits.
-        self.text = self.tokenizer.decode(self.ids)
+        self.text = self.decode(self.ids)
         cut = min((at for at in (self.text.find(x) for x in self.stops) if at >= 0), default=-1)
         if cut >= 0:
             self.certain, self.ended = max(cut, self.sent), True

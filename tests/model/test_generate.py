@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minedge.data.tokenizer import Tokenizer
 from minedge.errors import UsageError
-from minedge.model.generate import Sampling, generate_ids, next_token, probabilities, prompt_ids
+from minedge.model.generate import Sampling, generate_ids, generate_text, next_token, probabilities, prompt_ids
 from tests.data.sentencepiece import small
 from tests.model.test_transformer import random_model, tiny
 
@@ -168,3 +169,25 @@ def test_a_chat_template_gets_no_second_bos():
     model = spoken(bos_token="<s>", chat_template="{{ bos_token }}{{ messages[0]['content'] }}")
     text = model.tokenizer.chat.render([{"role": "user", "content": "the cat"}])
     assert prompt_ids(model, text) == [1, *model.tokenizer.encode("the cat")]
+
+
+@pytest.mark.parametrize("prompt", ["the cat", "the ", "", "caf\u00e9", "<s>the", "the\n"])
+def test_the_space_before_a_continuation_stays(prompt):
+    model, text = spoken(), "the cat sat" if prompt in ("", "the ") else " the cat sat \u00e9"
+    ids = prompt_ids(model, prompt)
+    more = model.tokenizer.encode(text.removeprefix(" "))
+    if prompt == "the ":
+        more = model.tokenizer.encode("x" + text)[2:]
+    assert prompt + "".join(generate_text(model, prompt, 99, Sampling(), None, lambda _: iter(more))) == prompt + text
+    assert model.tokenizer.decode([*ids, *more]) == (prompt + text).removeprefix("<s>")
+    if text[0] == " ":
+        assert "".join(generate_text(model, prompt, 99, Sampling(), " the", lambda _: iter(more))) == ""
+
+
+def test_byte_level_text_after_a_prompt_is_the_text_alone():
+    made = Tokenizer.train_bpe(["the cat caf\u00e9"], 270)
+    for before in ("the cat", "caf\u00e9", "the\n ", "\u6f22", ""):
+        for text in (" the cat", "caf\u00e9", "\u00e9", "\n", ""):
+            ids = made.encode(text)
+            for n in range(len(ids) + 1):
+                assert made.decode_after(made.encode(before), ids[:n]) == made.decode(ids[:n])
