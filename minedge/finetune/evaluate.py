@@ -24,8 +24,8 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class TextResult:
-    """Loss in nats a token, its standard error over batches, perplexity, and bits a UTF-8 byte (comparable across
-    tokenizers).
+    """Loss in nats a token, its standard error over rows (NaN for a single one), perplexity, and bits a UTF-8 byte
+    (comparable across tokenizers).
     """
 
     loss: float
@@ -44,19 +44,21 @@ class TextResult:
 
 def evaluate_text(model: Model, packed: PackedData, batch_size: int = BATCH, max_batches: int = 0) -> TextResult:
     """Mean cross-entropy over every token of `packed`, each predicted once. `max_batches` 0 means all."""
-    sums, weights = [], []
+    sums: list[NDArray[np.float64]] = []
+    weights: list[NDArray[np.float64]] = []
     for tokens, mask in packed.eval_batches(batch_size):
-        total, weight = model.loss_sum(tokens, mask)
+        total, weight = model.row_losses(tokens, mask)
         sums.append(total)
         weights.append(weight)
         if len(sums) == max_batches:
             break
     if not sums:
         raise UsageError("data: there is nothing to evaluate")
-    s, w = np.array(sums), np.array(weights)
-    loss = float(s.sum() / w.sum())
-    # a ratio estimate: the spread of each batch around the common mean, batches taken as independent
-    se = float(np.sqrt(((s - loss * w) ** 2).sum()) / w.sum())
+    s, w = np.concatenate(sums), np.concatenate(weights)
+    s, w = s[w > 0], w[w > 0]
+    loss, n = float(s.sum() / w.sum()), len(w)
+    # a ratio estimate: the spread of each row around the common mean, rows taken as independent
+    se = math.sqrt(n / (n - 1) * ((s - loss * w) ** 2).sum()) / float(w.sum()) if n > 1 else math.nan
     share = float(w.sum()) / max(1, getattr(packed, "n_tokens", 0)) if max_batches else 1.0
     n_bytes = round(getattr(packed, "n_bytes", 0) * min(1.0, share))
     return TextResult(loss, se, round(float(w.sum())), n_bytes)

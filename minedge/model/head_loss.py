@@ -18,7 +18,7 @@ from minedge.model.noise import Noise
 from minedge.model.shapes import head_name
 from minedge.ops import Ops
 
-__all__ = ["LOGIT_TILE", "head_loss", "head_loss_and_grads", "training_rows"]
+__all__ = ["LOGIT_TILE", "head_loss", "head_loss_and_grads", "head_row_losses", "training_rows"]
 
 Array = NDArray[Any]
 Linears = Mapping[str, LinearKind]
@@ -39,6 +39,24 @@ def head_loss(
         logits, _ = transformer.head_forward(config, head, linears, tile, ops, int8=int8)
         total += ops.cross_entropy_forward(logits, targets[part], weights[part])[0]
     return total
+
+
+def head_row_losses(
+    config: Config, params: Params, linears: Linears, ops: Ops, x: Array, targets: Array, weights: Array, width: int
+) -> Array:
+    """`head_loss` of each row of `width` positions, float64 (N / width,); the logits are made as there."""
+    found = np.flatnonzero(weights)
+    totals = np.zeros(len(x) // width)
+    head = transformer.head_params(config, params, linears, ops, None)
+    for at in _tiles(len(found), LOGIT_TILE // config.vocab_size):
+        part = found[at]
+        tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
+        logits, _ = transformer.head_forward(config, head, linears, tile, ops)
+        rows, starts = np.unique(part // width, return_index=True)
+        for row, start, stop in zip(rows, starts, [*starts[1:], len(part)], strict=True):
+            where = part[start:stop]
+            totals[row] += ops.cross_entropy_forward(logits[start:stop], targets[where], weights[where])[0]
+    return totals
 
 
 def head_loss_and_grads(

@@ -21,7 +21,7 @@ from minedge.errors import UsageError
 from minedge.model import generate as _generate
 from minedge.model import speculative, transformer
 from minedge.model.both_sides import both_hidden
-from minedge.model.head_loss import head_loss, head_loss_and_grads
+from minedge.model.head_loss import head_loss, head_loss_and_grads, head_row_losses
 from minedge.model.linears import Dense, LinearKind
 from minedge.model.noise import Noise
 from minedge.model.session import Session
@@ -93,6 +93,14 @@ class Model:
         x, _ = transformer.forward_hidden(*model, inputs, self.ops, noise, keep_cache=False)
         loss = head_loss(*model, self.ops, x.reshape(len(targets), -1), targets, weights, noise)
         return loss, float(weights.sum(dtype=np.float64))
+
+    def row_losses(self, tokens: Array, loss_mask: Array | None = None) -> tuple[Array, Array]:
+        """`loss_sum` of each row, float64: (B,) sums of mask * cross-entropy, (B,) sums of mask."""
+        inputs, targets, weights = self._shifted(tokens, loss_mask)
+        model = (self.config, self.params, self.linears)
+        x, _ = transformer.forward_hidden(*model, inputs, self.ops, keep_cache=False)
+        losses = head_row_losses(*model, self.ops, x.reshape(len(targets), -1), targets, weights, inputs.shape[1])
+        return losses, weights.reshape(inputs.shape).sum(axis=1, dtype=np.float64)
 
     def loss_sums(
         self, tokens: Array, loss_mask: Array | None, noise: Noise, int8: bool = False

@@ -48,6 +48,29 @@ def test_loss_is_the_mean_over_every_token_once(model, tokenizer):
     assert found.bits_per_byte == pytest.approx(found.loss * count / np.log(2) / packed.n_bytes, rel=1e-12)
 
 
+def test_standard_error_of_a_loss_is_over_rows_and_no_batch_size_changes_it(model, tokenizer):
+    packed = pack(Texts(tuple(TEXTS)), tokenizer, 16)
+    found = [evaluate_text(model, packed, batch_size=n) for n in (1, 3, 1000)]
+    sums, counts = [], []
+    for tokens, mask in packed.eval_batches(1):
+        losses = model.token_losses(tokens)
+        weights = np.ones_like(losses) if mask is None else mask[:, 1:]
+        sums.append(float((losses * weights).sum()))
+        counts.append(float(weights.sum()))
+    s, w = np.array(sums), np.array(counts)
+    n, loss = len(s), s.sum() / w.sum()
+    expected = np.sqrt(n / (n - 1) * ((s - loss * w) ** 2).sum()) / w.sum()
+    assert n > 3 and expected > 0
+    for one in found:
+        assert one.loss == pytest.approx(loss, rel=1e-5)
+        assert one.loss_se == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_row_has_no_standard_error(model, tokenizer):
+    found = evaluate_text(model, pack(Texts(("the red cat",)), tokenizer, 40))
+    assert np.isfinite(found.loss) and np.isnan(found.loss_se)
+
+
 @pytest.mark.parametrize("words", [WORDS, ("red", "a longer label", "blue")])
 def test_label_loss_is_the_likelihood_of_the_word(model, tokenizer, words):
     """One forward for a batch of single-token words, and rows per word otherwise, give what scoring one text at a
