@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.owned import is_ours, unknown_files
+from minedge.cli.owned import is_ours, read_by_loading, unknown_files
 from minedge.errors import MinedgeFormatError, UsageError
 
 __all__ = [
@@ -158,10 +158,10 @@ def check_unknown(path: Path) -> None:
 
 
 def disk_bytes(path: Path) -> int:
-    """Bytes of the files in a folder, or of one file."""
+    """Bytes of one file, of what loading reads in a model's or an adapter's folder, or of all files in another one."""
     if path.is_file():
         return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return sum(p.stat().st_size for p in read_by_loading(path)) if path.is_dir() else 0
 
 
 def read_prompt(text: str) -> str:

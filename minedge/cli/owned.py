@@ -1,4 +1,4 @@
-"""What minedge writes into a folder, and so what --overwrite may replace."""
+"""What minedge writes into a folder: what --overwrite may replace, and what loading reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from minedge.errors import MinedgeError
 
-__all__ = ["folder_kind", "is_ours", "unknown_files"]
+__all__ = ["folder_kind", "is_ours", "read_by_loading", "unknown_files"]
 
 _TOKENIZER = (
     r"tokenizer(_config)?\.json|chat_template\.(jinja|json)|special_tokens_map\.json|added_tokens\.json|vocab\.json"
@@ -77,3 +77,16 @@ def _unknown(path: Path, kind: str | None) -> Iterator[Path]:
             yield entry
         else:
             yield from _unknown(entry, inner)
+
+
+def read_by_loading(path: Path) -> list[Path]:
+    """The files of a model's or an adapter's folder that loading reads; of any other folder all."""
+    inside = [p for p in path.iterdir() if p.is_file()]
+    if (path / "config.json").is_file():
+        weights = r"model\.safetensors" if (path / "model.safetensors").is_file() else rf"{_WEIGHTS}|.*\.safetensors"
+        names = rf"config\.json|generation_config\.json|tokenizer(_config)?\.json|chat_template\.jinja|{weights}"
+        return [p for p in inside if re.fullmatch(names, p.name)]
+    if (path / "adapter_config.json").is_file():
+        return [p for p in inside if re.fullmatch(_FILES["adapter"], p.name)]
+    ggufs = [p for p in inside if p.suffix == ".gguf"]
+    return ggufs if len(ggufs) == 1 else [p for p in path.rglob("*") if p.is_file()]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minedge.cli.common import disk_bytes
 from minedge.cli.tour import _fresh
 from minedge.errors import UsageError
 from tests.cli.conftest import QUICK_TRAIN, snapshot
@@ -101,3 +102,16 @@ def test_what_is_read_is_not_replaced(words, home, cli):
     result = cli(*words, "--overwrite")
     assert result.code == 2 and "what is read" in result.err, result.err
     assert snapshot(home) == before
+
+
+def test_bytes_on_disk_are_of_what_loading_reads(home):
+    whole, adapter = disk_bytes(Path("tiny")), disk_bytes(Path("adapter"))
+    assert whole == sum(p.stat().st_size for p in Path("tiny").iterdir())
+    for folder in ("tiny", "adapter"):
+        Path(folder, "pytorch_model.bin").write_bytes(bytes(1000))
+        Path(folder, "old").mkdir()
+        Path(folder, "old", "model.safetensors").write_bytes(bytes(1000))
+    Path("tiny", "model-00001-of-00002.safetensors").write_bytes(bytes(1000))
+    assert (disk_bytes(Path("tiny")), disk_bytes(Path("adapter"))) == (whole, adapter)
+    assert disk_bytes(Path("tiny", "model.safetensors")) == Path("tiny", "model.safetensors").stat().st_size
+    assert disk_bytes(Path("nowhere")) == 0
