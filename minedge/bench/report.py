@@ -181,7 +181,7 @@ def _part_json(result: PartResult, limits: Mapping[int, Limit]) -> dict[str, Any
         ratio, by_cpu = ratio_of(run, result), cpu_ratio_of(run, result)
         out["runs"].append({
             "who": run.job.who, "label": run.job.label, "backend": run.job.backend, "settings": run.settings,
-            "counts": run.counts, "error": run.error, "check": run.check, "right": not run.wrong,
+            "counts": run.counts, "error": run.error, "check": run.check, "right": not run.wrong and not run.error,
             "unit": run.facts.get("unit"), "rate": asdict(rate_of(run)) if run.counts else None,
             "share_of_limit": share_of(run, limits) if run.counts else None,
             "ratio": asdict(ratio) if ratio is not None else None,

@@ -92,8 +92,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         atomic_write(args.report, json.dumps(document, indent=2, allow_nan=False).encode())
         console.note(f"report: {args.report}")
     console.result(document)
-    wrong = [run for result in report.results for run in result.runs if run.wrong and run.job.who == "minedge"]
-    return 1 if wrong else 0
+    ours = [run for result in report.results for run in result.runs if run.job.who == "minedge"]
+    return 1 if any(run.wrong or run.error for run in ours) else 0
 
 
 def _show(result: Any, limits: Any, console: Console) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from minedge.bench import peers
+from minedge.bench.measure import Run
 from minedge.bench.parts import PART_NAMES, part
 from minedge.bench.shapes import SHAPES, find_shape
 from minedge.cli import main
@@ -155,6 +156,14 @@ def test_a_wrong_output_does_not_count_and_ends_with_code_1(capfd, tiny, monkeyp
     code, out, _ = bench(capfd, "--shape", tiny, "--only", "decode", *options)
     assert code == 1
     assert "outputs are wrong" in out and "does not count: another token" in out and "tokens/s" not in out
+
+
+def test_a_result_of_ours_that_failed_ends_with_code_1(capfd, tiny, monkeypatch):
+    monkeypatch.setattr("minedge.bench.run.race", lambda jobs, *_: [Run(job, error="no memory") for job in jobs])
+    options = ("--rounds", 1, "--turn", 0.01, "--threads", 1)
+    code, out, _ = bench(capfd, "--shape", tiny, "--only", "decode", "--json", *options)
+    (run,) = json.loads(out)["results"][0]["runs"]
+    assert (code, run["error"], run["right"], run["counts"]) == (1, "no memory", False, False)
 
 
 def test_weights_are_kept_where_asked(capfd, tiny):
