@@ -201,9 +201,11 @@ class Pairs:
         end = _separator(tokenizer)
         first = end if tokenizer.start_id is None else tokenizer.start_id
         prompts = tokenizer.encode_batch([prompt for prompt, _ in self.pairs])
-        completions = tokenizer.encode_batch([completion for _, completion in self.pairs])
+        completions = tokenizer.encode_continuation([completion for _, completion in self.pairs])
         rows, weights = [], []
-        for prompt, completion in zip(prompts, completions, strict=True):
+        for prompt, completion, (_, text) in zip(prompts, completions, self.pairs, strict=True):
+            if not prompt:
+                completion = tokenizer.encode(text)
             answer = [*completion, end][: seq_len - 1]
             room = seq_len - 1 - len(answer)
             row = [first, *prompt[max(0, len(prompt) - room) :], *answer]

@@ -168,19 +168,20 @@ def encode(task: Task, tokenizer: Tokenizer, example: Example, max_len: int) -> 
 
 
 def _label_ids(task: Task, tokenizer: Tokenizer) -> list[list[int]]:
-    return [tokenizer.encode(word) for word in task.pieces()[2]]
+    return tokenizer.encode_continuation(task.pieces()[2])
 
 
 def _encode_all(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], max_len: int) -> list[list[int]]:
     before, cue, _ = task.pieces()
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    head, tail = start + tokenizer.encode(before), tokenizer.encode(cue)
+    head, tail = start + tokenizer.encode(before), tokenizer.encode_continuation([cue])[0]
     room = max_len - len(head) - len(tail) - max(map(len, _label_ids(task, tokenizer)))
     if room < 1:
         raise UsageError(
             f"max_len: expected more than {max_len - room} tokens for template and label word, got {max_len}"
         )
-    return [head + ids[:room] + tail for ids in tokenizer.encode_batch([e.text for e in examples])]
+    read = tokenizer.encode_continuation if before else tokenizer.encode_batch
+    return [head + ids[:room] + tail for ids in read([e.text for e in examples])]
 
 
 def label_loss_batch(

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ __all__ = ["END_OF_TEXT", "Tokenizer", "library_errors"]
 END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "</s>", "<|im_end|>", "<|end_of_text|>", "<eos>")
 _TEMPLATE_FILE = "chat_template.jinja"
+_SPACE = "\u2581"  # how SentencePiece writes a space
 _START_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 
 
@@ -94,6 +96,25 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_continuation(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for texts that stand in the middle of running text: where the tokenizer would put a space before
+        each (SentencePiece's way), it does not.
+        """
+        return [e.ids for e in self._unprefixed.encode_batch(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def _unprefixed(self) -> tokenizers.Tokenizer:
+        """The backend, or its copy without the step that puts a space before a text."""
+        normalizer, cut = self.backend.normalizer, self.backend.pre_tokenizer
+        text = "a" if normalizer is None else normalizer.normalize_str("a")
+        words = [(text, None)] if cut is None else cut.pre_tokenize_str(text)
+        if not words or not words[0][0].startswith(_SPACE):
+            return self.backend
+        data = json.loads(self.backend.to_str())
+        data["normalizer"] = _without_prefix(data["normalizer"])
+        data["pre_tokenizer"] = _without_prefix(data["pre_tokenizer"])
+        return type(self.backend).from_str(json.dumps(data))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special tokens are left out."""
@@ -220,6 +241,18 @@ class Tokenizer:
             chat_template=_template_file(file.parent / _TEMPLATE_FILE),
             settings=settings,
         )
+
+
+def _without_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer of tokenizer.json less what puts a space before a text."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never", "add_prefix_space": False}
+    for key in ("normalizers", "pretokenizers"):
+        if key in step:
+            return {**step, key: [kept for part in step[key] if (kept := _without_prefix(part)) is not None]}
+    return step
 
 
 def _spelled(entry: object) -> str | None:

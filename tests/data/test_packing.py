@@ -148,3 +148,12 @@ def test_rows_start_with_bos_and_documents_end_with_eos():
     assert all(tokens[:, 0].tolist() == [1] for tokens, _ in packed.eval_batches(1))
     tokens, _ = next(Pairs((("the", " cat"),)).pack(made, 8).eval_batches(1))
     assert tokens[0, 0] == 1 and tokens[0, -1] == 2
+
+
+def test_completions_do_not_get_a_space_of_the_tokenizers():
+    made = small()
+    pairs = (("the", " cat"), ("the", "cat"), ("the", "\ncat"), ("", "cat"))
+    for pair, row in zip(pairs, Pairs(pairs).pack(made, 30).rows, strict=True):
+        assert made.decode(row) == "".join(pair)
+    (row,) = Pairs((("the", " cat"),)).pack(made, 30).rows
+    assert row == [1, made.token_id("\u2581the"), made.token_id("\u2581cat"), 2]

@@ -10,6 +10,7 @@ from minedge.data.corpus import normalized
 from minedge.data.splits import stdlib_splits
 from minedge.data.task import FAMILIES, Example, Task, candidates, encode, family_of, label_loss_batch, stdlib_task
 from minedge.errors import UsageError
+from tests.data.sentencepiece import small
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,12 @@ def test_baselines_on_a_task_with_known_answer():
 
 def test_bag_of_words_beats_the_majority_by_far(task):
     assert 2 * baselines.majority_accuracy(task) < baselines.bag_of_words_accuracy(task, l2=(3e-4,), steps=100) < 0.8
+
+
+@pytest.mark.parametrize("before", ["", "cat: "])
+def test_no_space_is_added_around_cue_and_label_word(before):
+    made = small()
+    task = Task("small", ("0", "1"), ("cat", "sat"), before + "{text}\nthe: {label}")
+    prompt, words = encode(task, made, Example("the cat", 0), 60)
+    assert words == [[made.token_id("\u2581cat")], [made.token_id("\u2581sat")]]
+    assert made.decode(prompt + words[0]) == before + "the cat\nthe: cat"

@@ -96,3 +96,24 @@ def test_rows_start_with_bos_where_one_is_used(tokenizer):
     chat = Tokenizer.train_bpe(["a"], 260, ("<|im_end|>", "<|im_start|>"))
     named = Tokenizer(chat.backend, "<|im_end|>", "<|im_start|>")
     assert named.start_id == named.eos_id != named.bos_id  # it starts a turn, not a text
+
+
+def test_a_continuation_gets_no_space_of_its_own(tokenizer):
+    made = small()
+    texts = [" the", "the", " cat sat", "\nthe", "", "\u00e9", "<s>the"]
+    for text, ids in zip(texts, made.encode_continuation(texts), strict=True):
+        assert made.decode([*made.encode("cat"), *ids]) == "cat" + text.removeprefix("<s>")
+    assert made.encode_continuation([" the"]) == [made.encode("the")] == [[made.token_id("\u2581the")]]
+    assert made.encode_continuation(["the"]) == [[made.token_id("the")]]
+    assert tokenizer.encode_continuation(texts) == tokenizer.encode_batch(texts)
+
+
+def test_a_continuation_where_metaspace_puts_the_space():
+    import tokenizers as hf
+
+    backend = hf.Tokenizer.from_str(small().backend.to_str())
+    backend.normalizer = None
+    backend.pre_tokenizer = hf.pre_tokenizers.Metaspace("\u2581", "always", split=False)
+    made = Tokenizer(backend)
+    assert made.encode("the") == made.encode_continuation([" the"])[0] == [made.token_id("\u2581the")]
+    assert made.encode_continuation(["the"]) == [[made.token_id("the")]]
