@@ -319,7 +319,7 @@ tokens, _ = wide.batch(0, 8, SEED)
 def peak_of(work) -> int:
     work()  # the first call also loads what stays
     growths = []
-    for _ in range(3):  # freed memory that the C library keeps differs: the least is the step's own
+    for _ in range(3):  # what the C library keeps differs: the least is the step's own
         with ledger.measure() as used:
             work()
         growths.append(used.growth)
