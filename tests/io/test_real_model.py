@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import minedge
+from minedge.data.packing import Texts
 
 pytestmark = pytest.mark.data
 
@@ -40,6 +41,18 @@ def test_loss_is_the_published_one(data: Path) -> None:
     loss, count = _loss(minedge.load(data / "models/stories260K"), data / "text/tinystories.txt")
     assert count == 9602
     assert loss == pytest.approx(1.52316, abs=5e-4)
+
+
+def test_packed_rows_and_a_continuation_are_read_as_the_published_figure_reads_them(data: Path) -> None:
+    model = minedge.load(data / "models/stories260K")
+    text = (data / "text/tinystories.txt").read_text(encoding="utf-8")[:20000]
+    total = count = 0.0
+    for tokens, mask in Texts((text,)).pack(model.tokenizer, 256).eval_batches(8):
+        inside = mask * (tokens != model.tokenizer.eos_id)  # less the end of the text, which the figure leaves out
+        total += float(model.loss_sum(tokens, inside)[0])
+        count += float(inside.sum())
+    assert count == 9602 and total / count == pytest.approx(1.52316, abs=5e-4)
+    assert model.generate("Once upon a time there was a", max_tokens=2).startswith(" little")
 
 
 def test_save_and_load_keep_every_bit_and_float16_keeps_the_loss(data: Path, tmp_path: Path) -> None:
