@@ -22,7 +22,7 @@ VERBS: dict[str, str] = {
     "generate": "continue a prompt",
     "chat": "talk with a model, line by line",
     "eval": "loss, perplexity, bits per byte; accuracy on a labelled task",
-    "quantize": "pack weight matrices into 4 or 8 bits",
+    "quantize": "pack weight matrices into 4, 8 or 16 bits",
     "prune": "set the smallest weights to zero and store what is left",
     "fuse": "merge a LoRA adapter into its model",
     "convert": "between file formats: Hugging Face, GGUF, minedge; llama2.c in",

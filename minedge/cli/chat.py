@@ -9,7 +9,7 @@ from typing import Any
 
 from minedge.cli.common import check_utf8, load_model, need_tokenizer
 from minedge.cli.console import Console
-from minedge.cli.generate import draft_of, draft_options, sampling_options, sampling_values, stream
+from minedge.cli.generate import draft_of, draft_options, kv_option, sampling_options, sampling_values, stream
 from minedge.cli.parser import model_options
 from minedge.errors import UsageError
 
@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="an answer ends before this (default: where the template ends it)",
     )
+    kv_option(parser)
     draft_options(parser)
     sampling_options(parser, max_tokens=100)
 
@@ -98,6 +99,9 @@ class Chat:
         self.stops = [check_utf8("--stop", text).replace("\\n", "\n") for text in args.stop or []] or (
             [end] if end else []
         )
+        if args.draft_model is not None and args.kv_dtype:
+            raise UsageError("--draft-model: cannot be combined with --kv-dtype")
+        self.kv_dtype = args.kv_dtype
         draft, self.counts = draft_of(args)
         self.settings = {**sampling_values(args), **draft}
         self.refused = 0  # messages that were too long, or not UTF-8
@@ -140,7 +144,7 @@ class Chat:
         if self.session is None and "draft_model" not in self.settings:
             from minedge.model.session import Session
 
-            self.session = Session(self.model)
+            self.session = Session(self.model, kv_dtype=self.kv_dtype)
         try:
             for piece in stream(
                 self.model, prompt, self.console, stop=self.stops or None, session=self.session, **self.settings

@@ -15,8 +15,8 @@ from minedge.cli.parser import fraction, integer, model_options, real
 from minedge.errors import UsageError
 
 __all__ = [
-    "DESCRIPTION", "EXAMPLES", "Meter", "add_options", "draft_of", "draft_options", "run", "sampling_options",
-    "sampling_values", "stream",
+    "DESCRIPTION", "EXAMPLES", "Meter", "add_options", "draft_of", "draft_options", "kv_option", "run",
+    "sampling_options", "sampling_values", "stream",
 ]  # fmt: skip
 
 DESCRIPTION = """Continue a prompt and print the text as it comes. Temperature 0, the default, always takes the
@@ -42,15 +42,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prompt-cache", metavar="FILE",
         help="keep what was read of the prompt here; a run with the same beginning starts from it",
     )  # fmt: skip
-    add(
-        "--kv-dtype", choices=("float32", "float16", "int8"),
-        help="what keys and values of the past are kept in (default: float16 for int4 and int8 models, else float32)",
-    )  # fmt: skip
+    kv_option(parser)
     parser.add_argument(
         "--stop", action="append", metavar="TEXT", help=r"end before this text (\n is a newline); repeatable"
     )
     draft_options(parser)
     sampling_options(parser, max_tokens=100)
+
+
+def kv_option(parser: argparse.ArgumentParser) -> None:
+    """--kv-dtype, of generate and chat."""
+    parser.add_argument(
+        "--kv-dtype", choices=("float32", "float16", "int8"),
+        help="what keys and values of the past are kept in (default: float16 for int4 and int8 models, else float32)",
+    )  # fmt: skip
 
 
 def draft_options(parser: argparse.ArgumentParser) -> None:

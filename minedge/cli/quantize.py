@@ -1,4 +1,4 @@
-"""minedge quantize: pack weight matrices into 4 or 8 bits."""
+"""minedge quantize: pack weight matrices into 4, 8 or 16 bits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from minedge.errors import UsageError
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_options", "run"]
 
-DESCRIPTION = """Store weight matrices in 4 or 8 bits instead of 32. int4: even steps with one float16 scale per group,
-as GGML's Q4_0, 4.5 bits a weight, the fastest one to generate text with. nf4: sixteen values spaced as trained weights
-are, with scales in 8 bits (QLoRA's form), 4.13 bits a weight. int8: even steps as GGML's Q8_0, 8.5 bits a weight,
-nearly without loss. Matrices whose width the group does not divide stay as they are and are named in a warning. The
-model that is written can be run, and fine-tuned with an adapter on top."""
+DESCRIPTION = """Store weight matrices in 4, 8 or 16 bits instead of 32. int4: even steps with one float16 scale per
+group, as GGML's Q4_0, 4.5 bits a weight, the fastest one to generate text with. nf4: sixteen values spaced as trained
+weights are, with scales in 8 bits (QLoRA's form), 4.13 bits a weight. int8: even steps as GGML's Q8_0, 8.5 bits a
+weight, nearly without loss. float16 and bfloat16: each weight rounded, half the memory of float32. Matrices whose
+width the group does not divide stay as they are and are named in a warning. The model that is written can be run, and
+fine-tuned with an adapter on top."""
 EXAMPLES = (
     "minedge quantize --out bundled-int4",
     "minedge quantize --model my-model --embeddings --scale mse --out my-int4 --data stdlib",
@@ -24,12 +25,18 @@ EXAMPLES = (
 )
 # Type -> bits of a code, usual group size
 TYPES = {"int4": (4, 32), "nf4": (4, 64), "int8": (8, 32)}
+HALVES = ("float16", "bfloat16")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     compress_options(parser)
     add = parser.add_argument
-    add("--type", type=one_of(*TYPES), metavar="T", help="int4, nf4 or int8 (default: int4; with --bits 8 int8)")
+    add(
+        "--type",
+        type=one_of(*TYPES, *HALVES),
+        metavar="T",
+        help="int4, nf4, int8, float16 or bfloat16 (default: int4; with --bits 8 int8)",
+    )
     add(
         "--bits",
         "--q-bits",
@@ -59,11 +66,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import minedge
 
     kind = _type(args)
-    bits, usual = TYPES[kind]
+    bits, usual = TYPES.get(kind, (16, 32))
     model, dataset = prepare(args)
     size = args.group_size or usual
     shared = {"embeddings": args.embeddings, "strict": args.strict}
-    if kind == "int8":
+    if kind in HALVES:
+        packed = minedge.quant.half(model, kind, embeddings=args.embeddings)
+    elif kind == "int8":
         packed = minedge.quant.int8(model, **shared)
     elif kind == "nf4":
         packed = minedge.quant.nf4(model, size, double_quant=not args.no_double_quant, **shared)
@@ -71,7 +80,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         packed = minedge.quant.int4(model, size, scale=args.scale or "max", **shared)
     dense = sorted(name for name, made in packed.linears.items() if kind not in str(made.to_dict()))
     save(packed, args, args.dtype or file_dtype(args.model))
-    facts = {"type": kind, "bits": bits, "group_size": size, "dense_linears": dense}
+    facts = {"type": kind, "bits": bits, "group_size": None if kind in HALVES else size, "dense_linears": dense}
     report_change(args, console, model, packed, dataset, **facts)
     return 0
 
@@ -79,6 +88,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _type(args: argparse.Namespace) -> str:
     """What --type and --bits mean together; `UsageError` for options that belong to another type."""
     kind = args.type or ("int8" if args.bits == 8 else "int4")
+    if kind in HALVES:
+        if args.bits not in (None, 16):
+            raise UsageError(f"--bits: {kind} has 16, got {args.bits}")
+        for option in ("group_size", "scale", "no_double_quant"):
+            if getattr(args, option):
+                name = option.replace("_", "-")
+                raise UsageError(f"--{name}: belongs to the types of 4 and 8 bits; {kind} rounds each weight by itself")
+        return kind
     widths = sorted({bits for bits, _ in TYPES.values()})
     if args.bits is not None and args.bits not in widths:
         raise UsageError(f"--bits: expected {' or '.join(map(str, widths))}, got {args.bits}")

@@ -165,6 +165,9 @@ def test_group_sizes_that_do_not_divide(refuse):
         refuse("quantize", "-m", "tiny", "--out", "q", "--group-size", size, code=2, says="group")
     refuse("quantize", "-m", "tiny", "--out", "q", "--group-size", 64, "--strict", code=2, says=["64", "96"])
     refuse("quantize", "-m", "tiny", "--out", "q", "--bits", 3, code=2, says="--bits")
+    for option in (("--group-size", 32), ("--scale", "mse"), ("--no-double-quant",), ("--bits", 8)):
+        refuse("quantize", "-m", "tiny", "--out", "q", "--type", "float16", *option, code=2, says=option[0])
+    refuse("chat", "-m", "tiny", "--draft-model", "tiny", "--kv-dtype", "int8", code=2, says="--kv-dtype")
 
 
 def test_a_group_size_that_divides_some_is_a_warning(home, cli):

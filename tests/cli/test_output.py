@@ -303,3 +303,23 @@ def test_interrupt_outside_training(monkeypatch, capsys):
     monkeypatch.setattr("minedge.cli.doctor.run", stop)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "minedge doctor: interrupted\n"
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("embeddings", [(), ("--embeddings",)])
+def test_quantize_to_halves(kind, embeddings, home, cli):
+    report = json.loads(cli("quantize", "-m", "tiny", "--type", kind, "--out", "q", "--json", *embeddings).out)
+    assert (report["type"], report["bits"], report["group_size"]) == (kind, 16, None)
+    assert report["linear_bytes_after"] * 2 == report["linear_bytes_before"]
+    assert report["embedding_bytes_after"] * (2 if embeddings else 1) == report["embedding_bytes_before"]
+    assert cli("generate", "-m", "q", "-p", "The", "--max-tokens", "2").code == 0
+
+
+def test_chat_keeps_the_past_in_what_was_asked_for(home, cli, monkeypatch):
+    from minedge.model import session
+
+    seen, opened = [], session.open_reader
+    monkeypatch.setattr("sys.stdin", io.StringIO("the\nfox\n"))
+    monkeypatch.setattr(session, "open_reader", lambda *a: seen.append(a[3]) or opened(*a))
+    assert cli("chat", "-m", "tiny", "--kv-dtype", "int8", "--max-tokens", "2").code == 0
+    assert seen == ["int8"]
