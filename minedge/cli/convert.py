@@ -26,6 +26,7 @@ EXAMPLES = (
 )
 TYPES = {"gguf": ("keep", "f32", "f16", "q8_0", "q4_0"), "hf": ("f32", "f16"), "minedge": ("keep", "f32", "f16")}
 _PLACES = {"gguf": "a GGUF file", "hf": "a folder for transformers", "minedge": "a minedge folder"}
+FILE_ENDINGS = (".bin", ".gguf", ".safetensors")
 _FOLDER_DTYPES = {"keep": None, "f32": "float32", "f16": "float16"}
 
 
@@ -57,6 +58,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     args.model = args.source
     out = Path(args.out).expanduser()
+    if to != "gguf" and out.suffix.lower() in FILE_ENDINGS:
+        hint = "; --to gguf writes a file" if out.suffix.lower() == ".gguf" else ""
+        raise UsageError(f"DST: {_PLACES[to]} (--to {to}) is a folder, got the name of a file, {args.out!r}{hint}")
     if to != "gguf":
         check_output(out, args.overwrite)
     elif out.is_dir() or (out.exists() and not args.overwrite):

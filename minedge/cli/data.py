@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from minedge.cli.common import model_path, need_tokenizer
 from minedge.cli.parser import integer, one_of
 from minedge.errors import UsageError
 
-__all__ = ["data_options", "held_out_part", "load_dataset", "max_length", "measure_text"]
+__all__ = ["data_options", "held_out_part", "load_dataset", "max_length", "measure_text", "plain_text"]
 
 
 def data_options(parser: argparse.ArgumentParser, required: bool, what: str) -> None:
@@ -66,8 +67,19 @@ def load_dataset(args: argparse.Namespace) -> Any:
         args.data, format=args.format, label_words=words, template=template, chat_template=chat_template
     )
     if words and (dataset.task is None or dataset.name in BUILT_IN):
-        raise UsageError(f"--label-words: belongs to labelled lines (a label, a space, the text), got {args.data!r}")
+        raise UsageError(
+            f"--label-words: belongs to labelled lines (a label, a space, the text), got {args.data!r}"
+            + plain_text(args)
+        )
     return without_seen(dataset, model_path(args.model))
+
+
+def plain_text(args: argparse.Namespace) -> str:
+    """The end of an error about labels, where --data names a file that is plain text by its ending."""
+    ending = Path(args.data).suffix.lower()
+    if args.format is not None or ending not in (".txt", ".md", ".rst"):
+        return ""
+    return f"; a {ending} file is read as plain text, add --format labels if its lines begin with labels"
 
 
 def max_length(args: argparse.Namespace, model: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from minedge.cli.common import load_model, model_facts
 from minedge.cli.console import Console
-from minedge.cli.data import data_options, held_out_part, load_dataset, max_length, measure_text
+from minedge.cli.data import data_options, held_out_part, load_dataset, max_length, measure_text, plain_text
 from minedge.cli.parser import integer, model_options, one_of
 from minedge.errors import UsageError
 
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.task and dataset.task is None:
         raise UsageError(
             f"--task: {args.data!r} has no labels; give labelled lines (label, a space, the text) or stdlib-task"
+            + plain_text(args)
         )
     began, batches = time.monotonic(), max(0, args.test_batches)
     report: dict[str, Any] = {"data": dataset.name, "part": part, "model": model_facts(model)}

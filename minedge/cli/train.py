@@ -232,6 +232,8 @@ def _model(args: argparse.Namespace, dataset: Any) -> Any:
         return load_model(args)
     from minedge.cli.init_model import new_model, shape_of
 
+    if args.model != "bundled":
+        raise UsageError(f"--init: makes a new model, got --model {args.model} too; leave one of them out")
     if args.method in ("lora", "mezo") or args.adapter_path:
         raise UsageError("--init: a new model has nothing to adapt; train it with --method full")
     shape = shape_of(args.init, args.init_shape)

@@ -202,6 +202,7 @@ def test_rank_zero_and_other_settings(refuse):
     refuse(*start, "--iters", 5, "--warmup", 6, code=2, says="warmup")
     refuse(*start, "--learning-rate", "fast", code=2, says=["--learning-rate", "'fast'"])
     refuse(*start, "--vocab-size", 300, code=2, says="--init")
+    start = (start[0], *start[3:])  # without --model
     refuse(*start, "--init", "smal", code=2, says="did you mean 'small'")
     refuse(*start, "--init-shape", "n_layers=2", code=2, says="did you mean 'n_layer'")
     refuse(*start, "--init", "tiny", "--init-shape", "n_head=5", code=2, says="n_head")
@@ -337,3 +338,13 @@ def test_debug_shows_the_traceback(home, cli):
     result = cli("generate", "-m", "tinny", "-p", "x", "--debug")
     assert result.code == 2
     assert "Traceback" in result.err
+
+
+def test_options_that_would_be_ignored(refuse, home):
+    refuse(*QUICK_TRAIN, "--init", "tiny", "--out", "o", code=2, says=["--init", "--model tiny"])
+    (home / "sst.txt").write_text((home / "labels.tsv").read_text())
+    for option in (("--task",), ("--label-words", "good=yes,bad=no")):
+        refuse("eval", "-m", "tiny", "--data", "sst.txt", *option, code=2, says=[".txt", "--format labels"])
+    for name in ("x.bin", "x.safetensors"):
+        refuse("convert", "tiny", name, code=2, says=["is a folder", name])
+    refuse("convert", "tiny", "x.gguf", "--to", "hf", code=2, says=["is a folder", "--to gguf"])
