@@ -152,13 +152,15 @@ def _without(text: str, special: frozenset[str]) -> str:
 
 
 def _with_ends(tokenizer: Tokenizer, ids: list[int], weights: list[float]) -> tuple[list[int], list[float]]:
-    """The end-of-text token on both sides, as other rows have it; the last is predicted if an answer is before it."""
+    """Start and end of a text, as other rows have them; the end is predicted if an answer is before it."""
     end = tokenizer.eos_id
     if end is None:
         raise UsageError(
             "tokenizer: expected one with an end-of-text token, got one without; name it in tokenizer_config.json"
         )
-    return [end, *ids, end], [0.0, *weights, weights[-1]]
+    start = tokenizer.start_id
+    first = end if start is None else start
+    return [first, *ids, end], [0.0, *weights, weights[-1]]
 
 
 def _fitted(ids: list[int], weights: list[float], seq_len: int) -> tuple[list[int], list[float], float]:

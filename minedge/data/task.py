@@ -173,7 +173,7 @@ def _label_ids(task: Task, tokenizer: Tokenizer) -> list[list[int]]:
 
 def _encode_all(task: Task, tokenizer: Tokenizer, examples: Sequence[Example], max_len: int) -> list[list[int]]:
     before, cue, _ = task.pieces()
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
     head, tail = start + tokenizer.encode(before), tokenizer.encode_continuation([cue])[0]
     room = max_len - len(head) - len(tail) - max(map(len, _label_ids(task, tokenizer)))
     if room < 1:

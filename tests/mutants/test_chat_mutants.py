@@ -69,7 +69,7 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], Any]]] = {
     "the first token is lost": (
         "conversations", "[ids[0], *ids[kept]], [0.0, *weights[kept]]", "ids[kept], weights[kept]", weights),
     "no end of text": (
-        "conversations", "[end, *ids, end], [0.0, *weights, weights[-1]]", "[end, *ids], [0.0, *weights]", plain),
+        "conversations", "[first, *ids, end], [0.0, *weights, weights[-1]]", "[first, *ids], [0.0, *weights]", plain),
     "roles are not written": ("conversations", "text += role + message", 'text += "" + message', plain),
     "products are not bounded": (
         "chat_sandbox", "_check(len(text) * times if isinstance(times, int) else 0)", "pass",
