@@ -15,7 +15,7 @@ from minedge.course.mutation import kinds_kept
 from minedge.course.sandbox import CallError, Student, _call_error
 from minedge.course.wire import pack, unpack
 
-__all__ = ["InProcess", "Planted", "from_changes", "planted_files", "solved", "verdict"]
+__all__ = ["APART", "InProcess", "Planted", "from_changes", "planted_files", "solved", "verdict"]
 
 
 APART = ("a7", "a8")  # C that crashes takes its process along; a recipe is run in several

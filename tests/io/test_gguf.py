@@ -443,6 +443,10 @@ def test_sentencepiece_vocabularies_join_by_score_and_come_back(tmp_path: Path) 
         assert back.decode(expected) == text
     assert (back.bos_id, back.eos_id) == (1, 2)
     assert back.backend.encode("the").ids[0] == 1  # add_bos_token came along
+    content = {key: field.contents() for key, field in oracle.GGUFReader(tmp_path / "m.gguf").fields.items()}
+    assert content["tokenizer.ggml.model"] == "llama" and content["tokenizer.ggml.add_space_prefix"] is True
+    assert content["tokenizer.ggml.unknown_token_id"] == 0
+    assert content["tokenizer.ggml.token_type"][:5] == [2, 3, 3, 6, 6]
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -453,10 +457,6 @@ def test_bos_that_only_the_settings_ask_for_comes_along(said: bool, tmp_path: Pa
         tmp_path / "m.gguf"
     )
     assert _load(tmp_path / "m.gguf").tokenizer.adds_bos is said
-    content = {key: field.contents() for key, field in oracle.GGUFReader(tmp_path / "m.gguf").fields.items()}
-    assert content["tokenizer.ggml.model"] == "llama" and content["tokenizer.ggml.add_space_prefix"] is True
-    assert content["tokenizer.ggml.unknown_token_id"] == 0
-    assert content["tokenizer.ggml.token_type"][:5] == [2, 3, 3, 6, 6]
 
 
 def test_scores_need_not_be_sorted_and_ties_go_by_id() -> None:
