@@ -13,12 +13,12 @@ from html import escape
 from minedge.bench.machine import Limit
 from minedge.bench.run import Report
 from minedge.bench.stats import spread
+from minedge.finetune.curve import INK, LEFT, WIDTH, svg_frame
 
 __all__ = ["roofline_svg"]
 
-WIDTH, HEIGHT = 720, 460
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 92  # margins, pixels
-INK, GRID, FAINT = "#333333", "#e6e6e6", "#999999"
+HEIGHT, RIGHT, TOP, BOTTOM = 460, 20, 44, 92  # pixels; the last three are margins
+GRID, FAINT = "#e6e6e6", "#999999"
 COLORS = {"minedge": "#2f6db5", "llama.cpp": "#d1622b", "torch": "#7a5195", "peft": "#4f9d69", "onnxruntime": "#b8860b"}
 
 
@@ -29,8 +29,8 @@ def roofline_svg(report: Report) -> str:
     title = f"{report.machine['processor']}, {threads} thread{'s' * (threads != 1)}"
     if limit is None or not limit.read:
         middle = f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">the machine was not measured</text>'
-        return _frame([middle], title)
-    return _frame(_drawing(limit, points), title)
+        return svg_frame([middle], title, HEIGHT, TOP - 16)
+    return svg_frame(_drawing(limit, points), title, HEIGHT, TOP - 16)
 
 
 def _points(report: Report, threads: int) -> list[tuple[float, float, str, str]]:
@@ -121,14 +121,3 @@ def _legend(who: set[str]) -> str:
         parts.append(f'<text x="{x + 9}" y="{HEIGHT - 18}">{escape(name)}</text>')
         x += 110
     return "".join(parts)
-
-
-def _frame(parts: Sequence[str], title: str) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="{INK}">\n'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>\n'
-        f'<text x="{LEFT}" y="{TOP - 16}" font-size="15" font-weight="bold">{escape(title)}</text>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from minedge.io.atomic import atomic_write
 
-__all__ = ["curve_svg", "nice_ticks", "write_curve"]
+__all__ = ["INK", "LEFT", "WIDTH", "curve_svg", "nice_ticks", "svg_frame", "write_curve"]
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 52  # margins, pixels
@@ -52,7 +52,7 @@ def curve_svg(records: Sequence[dict[str, Any]], title: str = "Training loss") -
     valid = _points(records, "valid_loss")
     smooth = smoothed(train, max(2, min(100, len(train) // 20))) if train else []
     if not train and not valid:
-        return _frame([f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no steps yet</text>'], title)
+        return svg_frame([f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no steps yet</text>'], title)
     xs = [x for x, _ in [*train, *valid]]
     ys = [y for _, y in [*train, *valid]]
     x_low, x_high = min(0.0, *xs), max(max(xs), 1.0)
@@ -100,7 +100,7 @@ def curve_svg(records: Sequence[dict[str, Any]], title: str = "Training loss") -
     parts.append(
         _legend([("train", TRAIN if len(train) < 40 else SMOOTH)] * bool(train) + [("validation", VALID)] * bool(valid))
     )
-    return _frame(parts, title)
+    return svg_frame(parts, title)
 
 
 def write_curve(path: str | os.PathLike[str], records: Sequence[dict[str, Any]], title: str = "Training loss") -> None:
@@ -126,12 +126,13 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
     return "".join(parts)
 
 
-def _frame(parts: Sequence[str], title: str) -> str:
+def svg_frame(parts: Sequence[str], title: str, height: int = HEIGHT, title_y: int = TOP - 12) -> str:
+    """The shapes as a document of WIDTH x `height` pixels on white, the title above them."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="{INK}">\n'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>\n'
-        f'<text x="{LEFT}" y="{TOP - 12}" font-size="15" font-weight="bold">{escape(title)}</text>\n'
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n'
+        f'<text x="{LEFT}" y="{title_y}" font-size="15" font-weight="bold">{escape(title)}</text>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
     )
