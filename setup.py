@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import runpy
+import tempfile
 
 from setuptools import find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 build_ffi = runpy.run_path(os.path.join("kernels", "build_ffi.py"))
 
@@ -22,7 +24,11 @@ class BuildKernels(build_ext):
                 os.remove(left)
         # A cross build names its target through the compiler's platform tag, e.g. _PYTHON_HOST_PLATFORM=linux-aarch64.
         machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).rsplit("-", 1)[-1]
-        for sources, flags in build_ffi["isa_sources"](machine).values():
+        for isa, (sources, flags) in build_ffi["isa_sources"](machine).items():
+            if not self.compiles(build_ffi["PROBES"].get(isa, ""), flags):
+                print(f"minedge: this compiler does not know {isa}: built without it")
+                ext.define_macros.append((f"ME_WITHOUT_{isa.upper()}", "1"))
+                continue
             ext.extra_objects += self.compiler.compile(
                 sources,
                 output_dir=self.build_temp,
@@ -31,6 +37,20 @@ class BuildKernels(build_ext):
                 depends=ext.depends,
             )
         super().build_extension(ext)
+
+    def compiles(self, text, flags):
+        """Whether the compiler takes `text` with `flags`; no text: no doubt about it."""
+        if not text:
+            return True
+        with tempfile.TemporaryDirectory() as folder:
+            source = os.path.join(folder, "probe.c")
+            with open(source, "w", encoding="ascii") as f:
+                f.write(text)
+            try:
+                self.compiler.compile([source], output_dir=folder, extra_postargs=flags)
+            except CompileError:
+                return False
+        return True
 
 
 # Folders of the source tree that an installed package carries inside itself (minedge/lessons.py finds them in both).

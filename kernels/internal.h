@@ -88,22 +88,27 @@ struct me_cached {
 struct me_stored { const struct me_cache *cache; const struct me_rows *groups; const float *k, *v; int64_t KV, D; };
 struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n; };
 
-/* name of the kernel as in <isa>/<file>.c */
-#define ME_KERNELS(X) \
+/* Name of the kernel as in <isa>/<file>.c. The first list is what avx512 has of its own; the others wait for memory or are a
+ * vanishing part of any run, so it takes avx2's: half the code to compile, to load and to test. */
+#define ME_WIDE_KERNELS(X) \
+    X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
+    X(cached_attention) X(join_spans) X(cache_store) \
+    X(int4_int8_linear) X(int4_int8_partials) X(q8_int8_linear)
+#define ME_OTHER_KERNELS(X) \
     X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
     X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
-    X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
-    X(cached_attention) X(join_spans) X(cache_store) \
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(normal) X(perturb) \
-    X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_linear) X(int4_int8_partials) X(q8_int8_linear) X(q8_dequantize) \
+    X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(q8_dequantize) \
     X(half_linear) X(half_widen) \
     X(nf4_quantize) X(nf4_dequantize) \
     X(mask_apply)
+#define ME_KERNELS(X) ME_WIDE_KERNELS(X) ME_OTHER_KERNELS(X)
 
 struct me_table {
     const char *name;
+    int (*supported)(void);  /* whether this processor and operating system run it */
 #define ME_FIELD(kernel) me_task *kernel;
     ME_KERNELS(ME_FIELD)
 #undef ME_FIELD
@@ -119,9 +124,11 @@ const struct me_table *me_table_of(int isa);
 
 #define ME_DECLARE_SCALAR(name) me_task me_scalar_##name;
 #define ME_DECLARE_AVX2(name) me_task me_avx2_##name;
+#define ME_DECLARE_AVX512(name) me_task me_avx512_##name;
 #define ME_DECLARE_NEON(name) me_task me_neon_##name;
 ME_KERNELS(ME_DECLARE_SCALAR)
 ME_KERNELS(ME_DECLARE_AVX2)
+ME_WIDE_KERNELS(ME_DECLARE_AVX512)
 ME_KERNELS(ME_DECLARE_NEON)
 
 #endif

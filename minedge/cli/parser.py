@@ -14,7 +14,7 @@ from minedge.errors import UsageError
 
 __all__ = ["Parser", "fraction", "integer", "model_options", "one_of", "output_options", "real", "size_map"]
 
-BACKENDS = ("numpy", "numba", "c", "c:scalar", "c:avx2", "c:neon")
+BACKENDS = ("numpy", "numba", "c", "c:scalar", "c:avx2", "c:avx512", "c:neon")
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,6 +1,6 @@
 """Backends: one set of op names in three tiers, numpy (the specification), numba and c.
 
-    ops = minedge.ops.get("c")          # or "numpy", "numba", "c:scalar", "c:avx2", "c:neon", None for the default
+    ops = minedge.ops.get("c")          # or "numpy", "numba", "c:scalar", "c:avx2", "c:avx512", "c:neon", None for the default
     out, cache = ops.rms_norm_forward(x, weight, 1e-5)
 
 The default is, in turn: the innermost `use_backend`, the environment variable MINEDGE_BACKEND, else c where its
@@ -26,7 +26,7 @@ from minedge.ops.registry import OPS, TIERS
 
 __all__ = ["OPS", "TIERS", "Ops", "available", "default_backend", "get", "use_backend"]
 
-_NAMES = ("numpy", "numba", "c", "c:scalar", "c:avx2", "c:neon")
+_NAMES = ("numpy", "numba", "c", "c:scalar", "c:avx2", "c:avx512", "c:neon")
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("minedge_backend", default=None)
 
 
