@@ -1,6 +1,7 @@
 """Backends: one set of op names in three tiers, numpy (the specification), numba and c.
 
-    ops = minedge.ops.get("c")          # or "numpy", "numba", "c:scalar", "c:avx2", "c:avx512", "c:neon", None for the default
+    ops = minedge.ops.get("c")          # or "numpy", "numba", "c:scalar", "c:avx2", "c:avx512", "c:neon";
+                                        # None: the default
     out, cache = ops.rms_norm_forward(x, weight, 1e-5)
 
 The default is, in turn: the innermost `use_backend`, the environment variable MINEDGE_BACKEND, else c where its

@@ -1,4 +1,4 @@
-"""A wider instruction set of the same family is faster, never different: each kernel's results are those of AVX2, bit for bit."""
+"""Wider vectors are faster, never different: each kernel's results are those of AVX2, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 from minedge.ops import c_ops
 from tests.kernels.cases import CASES, ISAS, bits_of, outputs
 
-WIDER = [isa for isa in ISAS if isa == "avx512"]  # a machine that should have it and has not: test_expected_instruction_sets
+WIDER = [
+    isa for isa in ISAS if isa == "avx512"
+]  # a machine that should have it and has not: test_expected_instruction_sets
 SIZES = (1, 2, 7, 8, 9, 31, 32, 33, 100, 257, 700)
 
 
@@ -51,7 +53,9 @@ def test_integer_products_change_no_bit(count, kind, isa):
 
 
 @pytest.mark.parametrize("isa", WIDER)
-@pytest.mark.parametrize(("M", "N", "K"), [(1, 50, 96), (2, 17, 33), (5, 16, 385), (7, 33, 800), (97, 65, 390), (200, 400, 50)])
+@pytest.mark.parametrize(
+    ("M", "N", "K"), [(1, 50, 96), (2, 17, 33), (5, 16, 385), (7, 33, 800), (97, 65, 390), (200, 400, 50)]
+)
 def test_matrix_products_change_no_bit(M, N, K, isa):
     """Remainders of every tile, sums over more than one part, each way the operands may lie."""
     x, weight, dout = rows("ordinary", M, K), rows("ordinary", N, K), rows("odd", M, N)
