@@ -17,8 +17,8 @@ HERE = Path(__file__).resolve().parent
 # No -march=native: one wheel for all. No contraction: a fused multiply-add is written out where it is meant (vec.h).
 COMPILE_ARGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-pthread", "-fvisibility=hidden", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-# The compiler's own vectors stay at 256 bits (some would widen them, and processors then lower their clock for loops that
-# win nothing by it): 512 bits are written out where they were measured.
+# The compiler's own vectors stay at 256 bits (some would widen them, and processors then lower their clock for loops
+# that win nothing by it): 512 bits are written out where they were measured.
 AVX512 = [*(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mprefer-vector-width=256"]
 ISA_FLAGS = {"avx2": AVX2, "avx512": [*AVX2, *AVX512], "neon": []}
 X86, ARM = ["avx2", "avx512"], ["neon"]
