@@ -38,9 +38,9 @@ class Model(_model.Model):
     def save_gguf(self, path: str | Path, dtype: str = "keep", overwrite: bool = False) -> None:
         """Write a GGUF file, which llama.cpp opens, with the tokenizer in it; needs the extra `minedge[gguf]`.
 
-        dtype "f32", "f16", "q8_0" or "q4_0" for all matrices; "keep" writes int4 ones as Q4_0, int8 ones as Q8_0 and
-        others as F32, so that nothing is lost. Written whole or not at all; a file that exists is refused unless
-        `overwrite`.
+        dtype "f32", "f16", "q8_0" or "q4_0" for all matrices; "keep" writes int4 ones as Q4_0, int8 ones as Q8_0,
+        those of 16 bits as they are and others as F32, so that nothing is lost. Written whole or not at all; a file
+        that exists is refused unless `overwrite`.
         """
         from minedge.io import gguf_write
 

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.owned import is_ours, read_by_loading, unknown_files
 from minedge.errors import MinedgeFormatError, UsageError
+from minedge.io.owned import read_by_loading, why_kept
 
 __all__ = [
     "adapter_folder",
     "check_apart",
     "check_output",
-    "check_unknown",
+    "check_replaced",
     "check_utf8",
     "disk_bytes",
     "find",
@@ -119,16 +119,7 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
         return path
     if not overwrite:
         raise UsageError(f"--out: {str(path)!r} exists already; choose another name, or replace it with --overwrite")
-    if not path.is_dir():
-        raise UsageError(
-            f"--out: {str(path)!r} is not a folder, which --overwrite does not replace; choose another name"
-        )
-    if not is_ours(path):
-        raise UsageError(
-            f"--out: {str(path)!r} holds no model, adapter or run of minedge, so --overwrite does not replace it; "
-            "choose another name"
-        )
-    check_unknown(path)
+    check_replaced(path)
     return path
 
 
@@ -146,14 +137,13 @@ def check_apart(out: str | Path, *sources: Path) -> None:
             )
 
 
-def check_unknown(path: Path) -> None:
-    """Refuse to replace a folder of ours in which files lie that minedge does not write there."""
-    unknown = [str(file) for file in unknown_files(path)]
-    if unknown:
-        names = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+def check_replaced(path: Path) -> None:
+    """Refuse to replace what minedge did not write, or a folder of ours in which other things lie."""
+    reason = why_kept(path)
+    if reason:
         raise UsageError(
-            f"--out: {str(path)!r} also holds {names}, not written by minedge, so --overwrite does not replace it; "
-            "move them away or take another folder"
+            f"--out: {str(path)!r} {reason}, so --overwrite does not replace it; choose another name, or move what is "
+            "yours away"
         )
 
 

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import check_unknown
+from minedge.cli.common import check_replaced
 from minedge.cli.console import Console
-from minedge.cli.owned import folder_kind
 from minedge.cli.parser import integer, output_options
 from minedge.cli.text import count, duration, size
 from minedge.errors import UsageError
+from minedge.io.owned import folder_kind
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_options", "run"]
 
@@ -154,7 +154,7 @@ def _free(name: str) -> Path:
 def _fresh(path: Path, overwrite: bool) -> Path:
     """A folder that does not exist, or with `overwrite` an earlier tour's, which is removed."""
     if path.exists() and overwrite and folder_kind(path) == "tour":
-        check_unknown(path)
+        check_replaced(path)
         shutil.rmtree(path)
     if path.exists():
         what = "holds no earlier tour, so --overwrite does not replace it" if overwrite else "exists already"

@@ -94,7 +94,7 @@ def write_adapter(
     own = {"format_version": _FORMAT_VERSION, "base_fingerprint": fingerprint}
     # One key only: the library writes several in an order that changes from run to run, and peft asks for none.
     write_weights = writer(tensors, {"minedge": json.dumps(own)})
-    with atomic_dir(path, overwrite, marker="adapter_config.json") as folder:
+    with atomic_dir(path, overwrite) as folder:
         write_weights(folder / "adapter_model.safetensors")
         dump_json(config, folder / "adapter_config.json")
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from minedge.errors import MinedgeError, UsageError
+from minedge.io.owned import why_kept
 
 __all__ = ["atomic_dir", "atomic_write", "fsync_dir", "os_errors", "recover_dir", "remove_stale"]
 
@@ -228,16 +229,16 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_dir(path: str | os.PathLike[str], overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
+def atomic_dir(path: str | os.PathLike[str], overwrite: bool = False, ours: bool = True) -> Iterator[Path]:
     """Fill a folder under a temporary name and rename it to `path` when the block ends without an error.
 
     An existing `path` is refused with a UsageError. With `overwrite`, an existing folder is replaced as a whole if it
-    is empty or holds a file called `marker` (any folder if `marker` is None), so a mistyped path cannot delete
+    is empty or holds only what minedge writes (owned.py; any folder without `ours`), so a mistyped path cannot delete
     someone's home folder.
     """
     path = Path(os.path.abspath(path))
     recover_dir(path)
-    _check_target(path, overwrite, marker)
+    _check_target(path, overwrite, ours)
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path.parent)
@@ -249,7 +250,7 @@ def atomic_dir(path: str | os.PathLike[str], overwrite: bool = False, marker: st
             _crash_point("dir:flush")
             _fsync_tree(temporary)
             _crash_point("dir:rename")
-            _check_target(path, overwrite, marker)  # again: someone may have made it meanwhile
+            _check_target(path, overwrite, ours)  # again: someone may have made it meanwhile
             _rename_dir(temporary, path)
             _crash_point("dir:renamed")
             fsync_dir(path.parent)
@@ -259,17 +260,17 @@ def atomic_dir(path: str | os.PathLike[str], overwrite: bool = False, marker: st
         raise
 
 
-def _check_target(path: Path, overwrite: bool, marker: str | None) -> None:
+def _check_target(path: Path, overwrite: bool, ours: bool) -> None:
     if not os.path.lexists(path):
         return
     if not overwrite:
         raise UsageError(f"the output folder {path} exists already; choose another name, or ask to overwrite it")
     if path.is_symlink() or not os.path.isdir(path):
-        raise UsageError(f"cannot overwrite {path}: it is not a folder")
+        raise UsageError(f"will not overwrite {path}: it is not a folder")
     with os_errors(path, "read"):
-        entries = os.listdir(path)
-    if entries and marker is not None and marker not in entries:
-        raise UsageError(f"will not overwrite {path}: it holds no {marker}, choose another folder")
+        reason = why_kept(path) if ours else None
+    if reason:
+        raise UsageError(f"will not overwrite {path}: it {reason}; choose another folder")
 
 
 def _rename_dir(temporary: Path, path: Path) -> None:

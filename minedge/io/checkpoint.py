@@ -65,7 +65,7 @@ def save_checkpoint(
     encoded = dump_json(dict(state))
     write_arrays = safetensors.writer(arrays)
     path = checkpoint_path(run_dir, step)
-    with atomic_dir(path, overwrite=True) as folder:
+    with atomic_dir(path, overwrite=True, ours=False) as folder:
         write_arrays(folder / "arrays.safetensors")
         _crash_point("checkpoint:arrays")
         (folder / "state.json").write_bytes(encoded)

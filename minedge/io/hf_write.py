@@ -58,7 +58,7 @@ def write_model(
     if own:
         data["minedge"] = {"format_version": FORMAT_VERSION, **own}
     generation = dict(generation_config or {"bos_token_id": config.bos_token_id, "eos_token_id": data["eos_token_id"]})
-    with atomic_dir(path, overwrite, marker="config.json") as folder:
+    with atomic_dir(path, overwrite) as folder:
         write_weights(folder / "model.safetensors")
         dump_json(generation, folder / "generation_config.json")
         if tokenizer is not None:

@@ -33,7 +33,7 @@ def test_a_verb_replaces_its_own_output_until_other_files_lie_there(name, home, 
     before = snapshot(home)
     result = cli(*VERBS[name], "--overwrite")
     assert result.code == 2 and "a.txt, b.txt, c.txt and 1 more" in result.err
-    assert "move them away or take another folder" in result.err
+    assert "move what is yours away" in result.err
     assert snapshot(home) == before
 
 

@@ -102,8 +102,8 @@ def test_an_existing_folder_is_refused_and_untouched(tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").write_bytes(OLD)
     with pytest.raises(UsageError, match="exists already"), atomic_dir(tmp_path / "out"):
         raise AssertionError("the block must not run")
-    refused = pytest.raises(UsageError, match=r"holds no manifest\.json")
-    with refused, atomic_dir(tmp_path / "out", overwrite=True, marker="manifest.json"):
+    refused = pytest.raises(UsageError, match="holds no model")
+    with refused, atomic_dir(tmp_path / "out", overwrite=True):
         pass
     assert (tmp_path / "out" / "mine").read_bytes() == OLD
 
@@ -126,7 +126,7 @@ def test_overwriting_replaces_the_whole_folder(
     if not can_exchange:
         monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
     for content in ("one", "two"):
-        with atomic_dir(tmp_path / "out", overwrite=True, marker=content and "one") as folder:
+        with atomic_dir(tmp_path / "out", overwrite=True, ours=False) as folder:
             (folder / "one").write_text(content)
             (folder / content).write_text(content)
     assert sorted(os.listdir(tmp_path / "out")) == ["one", "two"]
@@ -151,7 +151,7 @@ _DIR = """
 import sys; from minedge.io import atomic
 if sys.argv[2] == "no-exchange":
     atomic._exchange = lambda a, b: False
-with atomic.atomic_dir(sys.argv[1], overwrite=True) as folder:
+with atomic.atomic_dir(sys.argv[1], overwrite=True, ours=False) as folder:
     for name in "ab":
         (folder / name).write_text("new")
 """

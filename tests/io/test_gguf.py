@@ -260,6 +260,26 @@ def test_keep_leaves_dense_matrices_as_they_are(tmp_path: Path) -> None:
     assert all(back.params[key].tobytes() == array.tobytes() for key, array in model.params.items())
 
 
+@pytest.mark.parametrize(("dtype", "qtype", "number"), [("float16", "F16", 1), ("bfloat16", "BF16", 32)])
+def test_keep_leaves_matrices_of_16_bits_as_they_are(dtype: str, qtype: str, number: int, tmp_path: Path) -> None:
+    model = quant.half(_model(), dtype)
+    model.save_gguf(tmp_path / "m.gguf")
+    reader = oracle.GGUFReader(tmp_path / "m.gguf")
+    up = next(t for t in reader.tensors if t.name == "blk.0.ffn_up.weight")
+    half = model.params["model.layers.0.mlp.up_proj.half"]
+    assert up.tensor_type.name == qtype and np.asarray(up.data).tobytes() == half.tobytes()
+    assert reader.fields["general.file_type"].parts[-1][0] == number
+    back = _load(tmp_path / "m.gguf")
+    assert np.array_equal(back.logits(_tokens(model)), model.logits(_tokens(model)))
+
+
+def test_keep_says_what_grows_and_that_there_is_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="no form for nf4: those matrices are written as F32"):
+        quant.nf4(_model()).save_gguf(tmp_path / "m.gguf")
+    with pytest.warns(UserWarning, match="the model has no tokenizer"):
+        _model().save_gguf(tmp_path / "n.gguf")
+
+
 def test_our_int4_is_the_q4_0_of_the_package(tmp_path: Path) -> None:
     model = _model()
     quant.int4(model, embeddings=True).save_gguf(tmp_path / "a.gguf", "keep")

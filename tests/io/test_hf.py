@@ -444,8 +444,12 @@ def test_an_existing_folder_is_not_written_over(folder: Path, tmp_path: Path) ->
     assert hf.read_model(folder)[0].architecture == "gpt2" and "tokenizer.json" not in os.listdir(folder)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("x")
-    with pytest.raises(UsageError, match=r"holds no config\.json"):
+    with pytest.raises(UsageError, match="holds no model"):
         _model().save(tmp_path / "home", overwrite=True)
+    (folder / "thesis.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"also holds thesis\.txt"):
+        _model().save(folder, overwrite=True)
+    assert (folder / "thesis.txt").read_text() == "x"
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:

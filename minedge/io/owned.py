@@ -1,4 +1,4 @@
-"""What minedge writes into a folder: what --overwrite may replace, and what loading reads."""
+"""What minedge writes into a folder: what overwriting may replace, and what loading reads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from minedge.errors import MinedgeError
+from minedge.io.jsonfile import read_json
 
-__all__ = ["folder_kind", "is_ours", "read_by_loading", "unknown_files"]
+__all__ = ["folder_kind", "read_by_loading", "why_kept"]
 
 _TOKENIZER = (
     r"tokenizer(_config)?\.json|chat_template\.(jinja|json)|special_tokens_map\.json|added_tokens\.json|vocab\.json"
@@ -44,8 +45,6 @@ def folder_kind(path: Path) -> str | None:
 
 
 def _has_key(file: Path, keys: tuple[str, ...]) -> bool:
-    from minedge.io.jsonfile import read_json
-
     try:
         found: dict[str, Any] = read_json(file, constants=True)
     except (OSError, MinedgeError):
@@ -53,15 +52,20 @@ def _has_key(file: Path, keys: tuple[str, ...]) -> bool:
     return any(key in found for key in keys)
 
 
-def is_ours(path: Path) -> bool:
-    """Does a folder hold a model, an adapter, a checkpoint, a run or a tour, or nothing at all?"""
-    return folder_kind(path) is not None or all(_LEFT.fullmatch(entry.name) for entry in path.iterdir())
-
-
-def unknown_files(path: Path) -> Iterator[Path]:
-    """What lies in a folder of ours that minedge does not write there, relative to it."""
-    for entry in _unknown(path, folder_kind(path)):
-        yield entry.relative_to(path)
+def why_kept(path: Path) -> str | None:
+    """Why overwriting must not replace what is at `path`; None where it may: a folder that holds a model, an adapter, a
+    checkpoint, a run or a tour and nothing that minedge does not write there, or nothing at all.
+    """
+    if path.is_symlink() or not path.is_dir():
+        return "is not a folder"
+    kind = folder_kind(path)
+    if kind is None and not all(_LEFT.fullmatch(entry.name) for entry in path.iterdir()):
+        return "holds no model, adapter or run of minedge"
+    unknown = [str(file.relative_to(path)) for file in _unknown(path, kind)]
+    if not unknown:
+        return None
+    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    return f"also holds {', '.join(unknown[:3])}{more}, not written by minedge"
 
 
 def _unknown(path: Path, kind: str | None) -> Iterator[Path]:
