@@ -17,9 +17,11 @@ __all__ = [
     "cpu_ratio_of",
     "derived",
     "disturbed",
+    "figure",
     "headline",
     "lines_of",
     "rate_of",
+    "ratio_of",
     "rows_of",
     "share_of",
     "to_json",
@@ -74,7 +76,7 @@ def rows_of(result: PartResult, limits: Mapping[int, Limit]) -> list[list[str]]:
         rows.append([
             who,
             threads,
-            f"{_figure(rate.median)} {run.facts['unit']}",
+            f"{figure(rate.median)} {run.facts['unit']}",
             f"{rate.relative:.1%}",
             f"{share:.0%}" if share is not None else "",
             f"{(run.peak_bytes - run.imports_bytes) / 1e6:,.0f} MB" if run.peak_bytes else "",
@@ -192,6 +194,6 @@ def _part_json(result: PartResult, limits: Mapping[int, Limit]) -> dict[str, Any
     return out
 
 
-def _figure(value: float) -> str:
-    """Three digits that mean something."""
+def figure(value: float) -> str:
+    """A number to three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

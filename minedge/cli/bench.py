@@ -25,7 +25,7 @@ EXAMPLES = (
     "minedge bench --quick",
     "minedge bench --shape smollm2-135m --only machine,decode,prefill --vs llama.cpp --threads 1,2 --json",
     "minedge bench --shape nanogpt-char --only train --vs torch --peer-python other-venv/bin/python",
-    "minedge bench --vs all --svg roofline.svg --weights ~/bench-weights",
+    "minedge bench --vs all --markdown table.md --svg roofline.svg --weights ~/bench-weights",
 )
 OWN_THREADS = True  # --threads is a list here, for the measured processes, not for this one
 
@@ -61,11 +61,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="a first look: few and short turns")
     add("--weights", metavar="DIR", help="keep the random weights here for the next time (default: a temporary folder)")
     add("--svg", metavar="FILE", help="write a roofline plot")
+    add("--markdown", metavar="FILE", help="write the figures as a Markdown table")
     add("--report", metavar="FILE", help="also write the document of --json to a file")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     from minedge.bench import report as reports
+    from minedge.bench.markdown import markdown_table
     from minedge.bench.roofline import roofline_svg
     from minedge.bench.run import bench
     from minedge.io.atomic import atomic_write
@@ -88,6 +90,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.svg:
         atomic_write(args.svg, roofline_svg(report).encode())
         console.note(f"roofline plot: {args.svg}")
+    if args.markdown:
+        atomic_write(args.markdown, markdown_table(report).encode())
+        console.note(f"table: {args.markdown}")
     if args.report:
         atomic_write(args.report, json.dumps(document, indent=2, allow_nan=False).encode())
         console.note(f"report: {args.report}")
@@ -132,7 +137,7 @@ def _settings(args: argparse.Namespace) -> Any:
     if max(threads) > _cpus():
         raise UsageError(f"--threads: expected at most {_cpus()}, the CPUs this process may use, got {max(threads)}")
     weights = Path(args.weights).expanduser() if args.weights else None
-    for option, file in (("--svg", args.svg), ("--report", args.report)):
+    for option, file in (("--svg", args.svg), ("--markdown", args.markdown), ("--report", args.report)):
         if file and not Path(file).expanduser().parent.is_dir():
             raise UsageError(f"{option}: the folder of {file!r} does not exist")
     return Settings(

@@ -49,6 +49,7 @@ def bench(capfd, *words: object) -> tuple[int, str, str]:
         (["--max-seq-length", "9000"], "expected at most 8192"),
         (["--rounds", "0"], "expected a whole number"),
         (["--svg", "/no/such/folder/x.svg"], "does not exist"),
+        (["--markdown", "/no/such/folder/x.md"], "does not exist"),
         (["--onyl", "decode"], "did you mean '--only'"),
     ],
 )
@@ -131,7 +132,7 @@ def test_a_tiny_shape_from_end_to_end(capfd, tiny):
     parts = "decode,prefill,start,train,lora,mezo,mezo-lora,quantize"
     options = ("--rounds", 2, "--turn", 0.01, "--threads", 1, "--max-seq-length", 16, "--backend", "c,numpy")
     code, out, err = bench(capfd, "--shape", tiny, "--only", parts, "--json", "--svg", tiny / "roof.svg",
-                           "--report", tiny / "report.json", *options)  # fmt: skip
+                           "--report", tiny / "report.json", "--markdown", tiny / "table.md", *options)  # fmt: skip
     assert code == 0, err
     report = json.loads(out)
     assert json.loads((tiny / "report.json").read_text()) == report
@@ -143,6 +144,7 @@ def test_a_tiny_shape_from_end_to_end(capfd, tiny):
             assert len(run["seconds"]) == 2 and run["peak_bytes"] > run["imports_bytes"]
     assert "round 2/2" in err and "\x1b" not in err
     assert (tiny / "roof.svg").read_text().startswith("<svg")
+    assert (tiny / "table.md").read_text().count("\n| ") >= len(report["results"])
 
 
 def test_a_wrong_output_does_not_count_and_ends_with_code_1(capfd, tiny, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from minedge.bench import report as reports
 from minedge.bench.busy import Load
 from minedge.bench.machine import Limit, limits_of
+from minedge.bench.markdown import markdown_table
 from minedge.bench.measure import Run
 from minedge.bench.roofline import roofline_svg
 from minedge.bench.run import PartResult, Report
@@ -125,6 +126,17 @@ def test_json_holds_every_turn_and_no_nan(report):
     assert decode["runs"][1]["ratio"]["median"] == 2.0
     assert decode["runs"][3]["counts"] is False and decode["runs"][3]["rate"] is None
     assert back["not_installed"]["onnxruntime"].startswith("not installed")
+
+
+def test_a_markdown_table_has_a_row_for_each_peer_that_counts(report, result):
+    result.runs[1].others = [0.5, 0.6, 0.0]
+    head, rule, *rows, blank, machine, end = markdown_table(report).split("\n")
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert all(len(row) == len(head.strip("|").split("|")) == rule.count("---") for row in cells)
+    decode = [row for row in cells if row[0].startswith("decode")]
+    assert len(decode) == 1 and decode[0][2:5] == ["10 tokens/s", "100%", "200 MB"]  # two peers of four do not count
+    assert decode[0][-1] == "2.00 x (2.00 to 2.50), others used 50%"
+    assert (blank, end) == ("", "") and machine.startswith("- A <processor>")
 
 
 def test_the_picture_is_xml_and_places_points_under_the_roofs(report):
