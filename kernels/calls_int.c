@@ -48,18 +48,24 @@ void me_int8_sums(int32_t *xsums, const int8_t *xq, int64_t N, int64_t in) {
 static void pack_x8(const void *args, int64_t begin, int64_t end) {
     const struct me_pack_x8 *a = args;
     int64_t blocks = a->in / 32;
-    for (int64_t g = begin; g < end; g++)
+    for (int64_t g = begin; g < end; g++) {
+        const int pair = a->pairs && (g | 1) < a->groups, lane = pair ? 8 * (g & 1) : 0, width = pair ? 64 : 32;
+        struct me_x8 *group = a->x8 + (pair ? g & ~(int64_t)1 : g) * blocks;
         for (int64_t b = 0; b < blocks; b++) {
-            struct me_x8 *to = a->x8 + g * blocks + b;
+            struct me_x16 *two = (struct me_x16 *)group + b;
+            int8_t *code = (pair ? two->code[0] : group[b].code[0]) + 4 * lane;
+            float *scale = (pair ? two->scale : group[b].scale) + lane;
+            int32_t *sums = (pair ? two->sum : group[b].sum) + lane;
             for (int t = 0; t < 8; t++) {
                 const int8_t *x = a->xq + (8 * g + t) * a->in + 32 * b;
                 int32_t sum = 0;
                 for (int j = 0; j < 32; j++) sum += x[j];
-                for (int k = 0; k < 8; k++) memcpy(to->code[k] + 4 * t, x + 4 * k, 4);
-                to->sum[t] = a->offset * sum;
-                to->scale[t] = a->xscales[(8 * g + t) * blocks + b];
+                for (int k = 0; k < 8; k++) memcpy(code + width * k + 4 * t, x + 4 * k, 4);
+                sums[t] = a->offset * sum;
+                scale[t] = a->xscales[(8 * g + t) * blocks + b];
             }
         }
+    }
 }
 
 struct linears { me_task *product; const struct me_int_linear *a; int n; };
@@ -79,9 +85,10 @@ static void run_linears(const void *args, int64_t begin, int64_t end) {
  * want them so; without x8 the product goes without: the bits are the same. */
 void me_int_linears(int isa, me_task *product, struct me_int_linear *a, int n, int32_t offset, struct me_x8 *x8) {
     int64_t groups = a->N / 8, rows = 0;
-    if (isa == 0 || groups == 0) x8 = NULL;
+    const int x_rows = me_table_of(isa)->x_rows;
+    if (x_rows == 0 || groups == 0) x8 = NULL;
     if (x8 != NULL) {
-        struct me_pack_x8 pack = {x8, a->xq, a->xscales, offset, a->in};
+        struct me_pack_x8 pack = {x8, a->xq, a->xscales, offset, x_rows == 16, groups, a->in};
         me_run(pack_x8, &pack, groups, 1, 4 * a->in);
     }
     for (int i = 0; i < n; i++) {
@@ -95,7 +102,7 @@ void me_int_linears(int isa, me_task *product, struct me_int_linear *a, int n, i
 static void int_linear(int isa, me_task *product, struct me_int_linear *a, int32_t offset) {
     struct me_x8 *x8 = NULL;
     int64_t groups = a->N / 8, blocks = a->in / 32;
-    if (isa > 0 && groups > 0 && blocks > 0) x8 = aligned_alloc(64, (size_t)(groups * blocks) * sizeof *x8);
+    if (me_table_of(isa)->x_rows > 0 && groups > 0 && blocks > 0) x8 = aligned_alloc(64, (size_t)(groups * blocks) * sizeof *x8);
     me_int_linears(isa, product, a, 1, offset, x8);
     free(x8);
 }

@@ -23,15 +23,15 @@ static int has_avx512(void) {
 #endif
 
 static const struct me_table tables[] = {
-    {.name = "scalar", .supported = always, ME_KERNELS(ME_ENTRY_SCALAR)},
+    {.name = "scalar", .supported = always, .x_rows = 0, ME_KERNELS(ME_ENTRY_SCALAR)},
 #if defined(__x86_64__)
-    {.name = "avx2", .supported = has_avx2, ME_KERNELS(ME_ENTRY_AVX2)},
+    {.name = "avx2", .supported = has_avx2, .x_rows = 8, ME_KERNELS(ME_ENTRY_AVX2)},
 #if !defined(ME_WITHOUT_AVX512)  /* setup.py: the compiler does not know the flags */
-    {.name = "avx512", .supported = has_avx512, ME_WIDE_KERNELS(ME_ENTRY_AVX512) ME_OTHER_KERNELS(ME_ENTRY_AVX2)},
+    {.name = "avx512", .supported = has_avx512, .x_rows = 16, ME_WIDE_KERNELS(ME_ENTRY_AVX512) ME_OTHER_KERNELS(ME_ENTRY_AVX2)},
 #endif
 #elif defined(__aarch64__)
     /* NEON is part of the 64-bit baseline; dotprod is asked for where it is used */
-    {.name = "neon", .supported = always, ME_KERNELS(ME_ENTRY_NEON)},
+    {.name = "neon", .supported = always, .x_rows = 8, ME_KERNELS(ME_ENTRY_NEON)},
 #endif
 };
 

@@ -18,7 +18,8 @@
  *        ...                                |    vector    that, adds to eight results; a row of the weight is
  *       row o+7 [                ] . x[b] --+    of sums   unpacked once for all tokens
  *
- * An instruction set's int_sums.h supplies row_pair_sums (few) and, where it has one, tile_sums (many, ME_TILES). */
+ * An instruction set's int_sums.h supplies row_pair_sums (few) and, where it has one, tile_sums (many, ME_TILES).
+ * avx512, which takes four blocks of a row at once, has few_tokens of its own (ME_OWN_FEW). */
 #ifndef MINEDGE_INT_PRODUCT_H
 #define MINEDGE_INT_PRODUCT_H
 #include "internal.h"
@@ -72,6 +73,9 @@ INLINE void eight_scales(vf ws[LANES], const uint16_t *const row[LANES], int64_t
     }
 }
 
+#if defined(ME_OWN_FEW)
+INLINE void few_tokens(const struct me_int_linear *a, const int bytes, int64_t n, const int tokens, int64_t o, int64_t rows);
+#else
 /* y[n + t][o .. o + rows) for t < tokens: `tokens` a constant, rows <= 8; bytes: of a block of the weight, 16 or 32 */
 INLINE void few_tokens(const struct me_int_linear *a, const int bytes, int64_t n, const int tokens, int64_t o, int64_t rows) {
     int64_t blocks = a->in / BLOCK, groups = a->in / a->group;
@@ -108,6 +112,7 @@ INLINE void few_tokens(const struct me_int_linear *a, const int bytes, int64_t n
     }
     for (int t = 0; t < tokens; t++) v_store_part(a->y + (n + t) * a->out + o, y[t], rows);
 }
+#endif
 
 /* Rows begin..end of the weight against rows n..N of x, a few at a time. */
 INLINE void by_few(const struct me_int_linear *a, const int bytes, int64_t n, int64_t begin, int64_t end) {
@@ -124,6 +129,35 @@ INLINE void by_few(const struct me_int_linear *a, const int bytes, int64_t n, in
 }
 
 #if defined(ME_TILES)
+/* ws[b * TILE_ROWS + r] = scale of block b of row r */
+INLINE void tile_scales(float *ws, const uint16_t *const row[TILE_ROWS], int64_t blocks, int shift) {
+#if TILE_ROWS == LANES
+    vf group[LANES];
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t g = b >> shift;
+        if ((g & 7) == 0 && g << shift == b) eight_scales(group, row, g, at_most(LANES, (blocks >> shift) - g));
+        v_store(ws + b * LANES, group[g & 7]);
+    }
+#else
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (int64_t b = 0; b < blocks; b++) ws[b * TILE_ROWS + r] = half_to_float(row[r][b >> shift]);
+#endif
+}
+
+/* y[t][r] = sums[r], lane t, for eight t and r < rows; y_row: from one t to the next */
+INLINE void store_tile(float *y, int64_t y_row, vf sums[TILE_ROWS][2], int g, int64_t rows) {
+#if TILE_ROWS == LANES
+    if (rows == LANES) {
+        vf column[LANES];
+        transpose8(column, (const float *)(sums[0] + g), 2 * LANES);
+        for (int l = 0; l < LANES; l++) v_store(y + l * y_row, column[l]);
+        return;
+    }
+#endif
+    for (int64_t r = 0; r < rows; r++)
+        for (int l = 0; l < LANES; l++) y[l * y_row + r] = sums[r][g][l];
+}
+
 /* Rows begin..end of the weight against all whole groups of eight rows of x; 0 for want of memory. */
 INLINE int by_tiles(const struct me_int_linear *a, const int bytes, int64_t begin, int64_t end) {
     int64_t blocks = a->in / BLOCK, groups8 = a->N / LANES, groups = a->in / a->group;
@@ -137,19 +171,19 @@ INLINE int by_tiles(const struct me_int_linear *a, const int bytes, int64_t begi
         int64_t t1 = at_most(t0 + step, groups8);
         for (int64_t o = begin; o < end; o += TILE_ROWS) {
             int64_t rows = at_most(TILE_ROWS, end - o);
+            const uint16_t *s[TILE_ROWS];
             for (int r = 0; r < TILE_ROWS; r++) {
                 int64_t at = o + at_most(r, rows - 1);
                 unpack_row(codes + r * blocks * tile_code_bytes(bytes), bytes, a->q + at * blocks * bytes, blocks);
-                for (int64_t b = 0; b < blocks; b++) ws[b * TILE_ROWS + r] = half_to_float(a->s[at * groups + (b >> shift)]);
+                s[r] = a->s + at * groups;
             }
+            tile_scales(ws, s, blocks, shift);
             for (int64_t t = t0; t < t1; t += 2) {
                 vf y[TILE_ROWS][2];
                 const int both = t + 1 < t1;
                 if (both) tile_sums(y, bytes, codes, ws, a->x8 + t * blocks, 2, blocks);
                 else tile_sums(y, bytes, codes, ws, a->x8 + t * blocks, 1, blocks);
-                for (int g = 0; g <= both; g++)
-                    for (int64_t r = 0; r < rows; r++)
-                        for (int l = 0; l < LANES; l++) a->y[((t + g) * LANES + l) * a->out + o + r] = y[r][g][l];
+                for (int g = 0; g <= both; g++) store_tile(a->y + (t + g) * LANES * a->out + o, a->out, y, g, rows);
             }
         }
     }

@@ -53,7 +53,9 @@ struct me_nf4 { uint8_t *q_out; float *s_out, *w_out; const uint8_t *q; const fl
 struct me_int8 { int8_t *xq; float *xscales; const float *x; int64_t in; };
 /* 32 columns of eight rows of x, turned over: code[k][4 t + j] = column 4 k + j of row t; sum: offset * sum of the row's 32 */
 struct me_x8 { int8_t code[8][32]; float scale[8]; int32_t sum[8]; };
-struct me_pack_x8 { struct me_x8 *x8; const int8_t *xq; const float *xscales; int32_t offset; int64_t in; };
+/* The same of sixteen rows, for vectors that hold so many: two struct me_x8 long, in the place of both */
+struct me_x16 { int8_t code[8][64]; float scale[16]; int32_t sum[16]; };
+struct me_pack_x8 { struct me_x8 *x8; const int8_t *xq; const float *xscales; int32_t offset; int pairs; int64_t groups, in; };
 struct me_int_linear {
     float *y;
     int32_t *partials;
@@ -62,7 +64,7 @@ struct me_int_linear {
     const float *xscales;
     const uint8_t *q;          /* 16 bytes a block of 32 columns (int4), or 32 (int8) */
     const uint16_t *s;
-    const struct me_x8 *x8;    /* whole groups of eight rows of x, or NULL */
+    const struct me_x8 *x8;    /* whole groups of eight rows of x, or sixteen as me_x16; or NULL */
     int64_t group, N, out, in;
 };
 /* n products of the same rows of x: one job. x8: room for N / 8 * (in / 32) or NULL; offset: 8 for int4, 128 for int8. */
@@ -93,14 +95,14 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
 #define ME_WIDE_KERNELS(X) \
     X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
     X(cached_attention) X(join_spans) X(cache_store) \
-    X(int4_int8_linear) X(int4_int8_partials) X(q8_int8_linear)
+    X(int4_int8_linear) X(q8_int8_linear)
 #define ME_OTHER_KERNELS(X) \
     X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
     X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(normal) X(perturb) \
-    X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(q8_dequantize) \
+    X(int4_quantize) X(int4_dequantize) X(int8_quantize) X(int4_int8_partials) X(q8_dequantize) \
     X(half_linear) X(half_widen) \
     X(nf4_quantize) X(nf4_dequantize) \
     X(mask_apply)
@@ -109,6 +111,7 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
 struct me_table {
     const char *name;
     int (*supported)(void);  /* whether this processor and operating system run it */
+    int x_rows;              /* of x that a vector of its tiled integer products holds: 8, 16 (me_x16), or 0: it has none */
 #define ME_FIELD(kernel) me_task *kernel;
     ME_KERNELS(ME_FIELD)
 #undef ME_FIELD

@@ -31,31 +31,6 @@ INLINE void tile(const int rows, float *restrict c, int64_t c_row, const float *
     }
 }
 
-/* column[j][i] = x[i * x_row + j] for i, j < 8 */
-INLINE void transpose8(vf column[8], const float *x, int64_t x_row) {
-#if defined(ME_AVX2)
-    __m256 r[8], t[8];
-    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(x + i * x_row);
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-    for (int j = 0; j < 4; j++) {
-        column[j] = (vf)_mm256_permute2f128_ps(r[j], r[j + 4], 0x20);
-        column[j + 4] = (vf)_mm256_permute2f128_ps(r[j], r[j + 4], 0x31);
-    }
-#else
-    for (int j = 0; j < 8; j++)
-        for (int i = 0; i < 8; i++) column[j][i] = x[i * x_row + j];
-#endif
-}
-
 /* panel[k][0..16) = x[i * x_row + k] for i < n <= 16, zeros beyond n */
 INLINE void pack_panel(float *panel, const float *x, int64_t x_row, int64_t n, int64_t K) {
     int64_t k = 0;

@@ -1,0 +1,120 @@
+/* few_tokens of int_product.h with AVX-512: four int4 blocks of a row, or two int8 blocks, in one vector. */
+#define FOUR 4
+
+/* c[r] = the 64 bytes at q + r * stride, or those eights of them that `here` has (255: all) */
+INLINE void load8(__m512i c[8], const uint8_t *q, int64_t stride, const __mmask8 here) {
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r++) {
+        const uint8_t *at = q + (r & 4) * stride + (r & 3) * stride;  /* two bases and three multiples: few registers */
+        c[r] = here == 255 ? _mm512_loadu_si512(at) : _mm512_maskz_loadu_epi64(here, at);
+    }
+}
+
+/* p[r], 128-bit part i: four partial sums -> rows0, rows4, part i: their sums for rows 0..3, for rows 4..7 */
+INLINE void add_quarters(__m512i *rows0, __m512i *rows4, const __m512i p[8]) {
+    __m512i a[4], b[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        a[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(p[2 * i], p[2 * i + 1]), _mm512_unpackhi_epi32(p[2 * i], p[2 * i + 1]));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++)
+        b[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_epi64(a[2 * i], a[2 * i + 1]));
+    *rows0 = b[0];
+    *rows4 = b[1];
+}
+
+/* y[t] += count blocks from b on. sums[i]: two blocks' sums of eight rows */
+INLINE void add_int4(vf y[FEW], const struct me_int_linear *a, const uint8_t *q, int64_t stride, int64_t n, const int tokens, int64_t b, const int count,
+                     const float *ws, int shift) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const int64_t blocks = a->in / BLOCK;
+    __m512i c0[8], c1[8], p[8], rows0, rows4, sums[2];
+    load8(c1, q + b * 16, stride, (__mmask8)((1 << 2 * count) - 1));
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r++) {
+        c0[r] = _mm512_and_si512(c1[r], low);
+        c1[r] = _mm512_and_si512(_mm512_srli_epi16(c1[r], 4), low);
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < tokens; t++) {
+        const int64_t at = (n + t) * blocks + b;
+        const int8_t *x = a->xq + at * 32;
+        __m512i first = _mm512_maskz_loadu_epi64((__mmask8)(count > 1 ? 255 : 15), x);
+        __m512i second = count > 2 ? _mm512_maskz_loadu_epi64((__mmask8)(count > 3 ? 255 : 15), x + 64) : _mm512_setzero_si512();
+        __m512i x0 = _mm512_shuffle_i64x2(first, second, 0x88);  /* columns 0..15 of the four blocks */
+        __m512i x1 = _mm512_shuffle_i64x2(first, second, 0xdd);
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; r++)
+            p[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), c0[r], x0), c1[r], x1);
+        add_quarters(&rows0, &rows4, p);
+        sums[0] = _mm512_permutex2var_epi64(rows0, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), rows4);
+        sums[1] = _mm512_permutex2var_epi64(rows0, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), rows4);
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++) {
+            vi part = (vi)(i & 1 ? _mm512_extracti64x4_epi64(sums[i / 2], 1) : _mm512_castsi512_si256(sums[i / 2]));
+            vf scale = v_load(ws + (i >> shift) * LANES) * v_set(a->xscales[at + i]);
+            y[t] = v_fma(__builtin_convertvector(part - v_seti(a->xsums[at + i]), vf), scale, y[t]);
+        }
+    }
+}
+
+INLINE void add_int8(vf y[FEW], const struct me_int_linear *a, const uint8_t *q, int64_t stride, int64_t n, const int tokens, int64_t b, const int count,
+                     const float *ws) {
+    const __m512i offset = _mm512_set1_epi8((char)128);
+    const int64_t blocks = a->in / BLOCK;
+    __m512i c[8], p[8], rows0, rows4;
+    const __mmask8 here = (__mmask8)(count > 1 ? 255 : 15);
+    load8(c, q + b * 32, stride, here);
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r++) c[r] = _mm512_xor_si512(c[r], offset);
+#pragma GCC unroll 4
+    for (int t = 0; t < tokens; t++) {
+        const int64_t at = (n + t) * blocks + b;
+        __m512i x = _mm512_maskz_loadu_epi64(here, a->xq + at * 32);
+        __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_dpbusd_epi32(_mm512_setzero_si512(), offset, x));
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; r++) p[r] = _mm512_dpbusd_epi32(start, c[r], x);
+        add_quarters(&rows0, &rows4, p);
+        __m512i both = _mm512_add_epi32(_mm512_shuffle_i64x2(rows0, rows4, 0x88), _mm512_shuffle_i64x2(rows0, rows4, 0xdd));
+        both = _mm512_shuffle_i64x2(both, both, 0xd8);
+#pragma GCC unroll 2
+        for (int i = 0; i < count; i++) {
+            vi part = (vi)(i ? _mm512_extracti64x4_epi64(both, 1) : _mm512_castsi512_si256(both));
+            vf scale = v_load(ws + i * LANES) * v_set(a->xscales[at + i]);
+            y[t] = v_fma(__builtin_convertvector(part, vf), scale, y[t]);
+        }
+    }
+}
+
+/* y[n + t][o .. o + rows) for t < tokens: `tokens` a constant; bytes: of a block of the weight, 16 or 32. Eight rows at once, or one
+ * in eight places: there are never more than seven of those in a weight. */
+INLINE void few_tokens(const struct me_int_linear *a, const int bytes, int64_t n, const int tokens, int64_t o, int64_t rows) {
+    const int64_t blocks = a->in / BLOCK, groups = a->in / a->group;
+    const int shift = group_shift(a->group);
+    const int step = bytes == 16 ? 4 : 2;
+    const int64_t end_row = o + rows, take = rows == LANES ? LANES : 1, stride = take == LANES ? blocks * bytes : 0;
+    for (; o < end_row; o += take) {
+        const uint8_t *q = a->q + o * blocks * bytes;
+        const uint16_t *s[LANES];
+        vf y[FEW], ws[LANES];
+        for (int r = 0; r < LANES; r++) s[r] = a->s + (o + (take == LANES ? r : 0)) * groups;
+        for (int t = 0; t < tokens; t++) y[t] = v_set(0);
+        for (int64_t g0 = 0; g0 < groups; g0 += LANES) {
+            const float *w = (const float *)ws;
+            fetch(s[0], (groups + g0) * LANES * (int64_t)sizeof **s + SCALES_AHEAD, LANES * LANES * (int64_t)sizeof **s);
+            eight_scales(ws, s, g0, at_most(LANES, groups - g0));
+            int64_t b = g0 << shift, end = at_most((g0 + LANES) << shift, blocks);
+            for (; b + step <= end; b += step, w += step * LANES >> shift) {
+                fetch(q, (blocks * LANES + b * LANES) * bytes + CODES_AHEAD, step * LANES * bytes);
+                if (bytes == 16) add_int4(y, a, q, stride, n, tokens, b, 4, w, shift);
+                else add_int8(y, a, q, stride, n, tokens, b, 2, w);
+            }
+            if (b == end) continue;
+            if (bytes == 32) add_int8(y, a, q, stride, n, tokens, b, 1, w);
+            else if (end - b == 1) add_int4(y, a, q, stride, n, tokens, b, 1, w, shift);
+            else if (end - b == 2) add_int4(y, a, q, stride, n, tokens, b, 2, w, shift);
+            else add_int4(y, a, q, stride, n, tokens, b, 3, w, shift);
+        }
+        for (int t = 0; t < tokens; t++) v_store_part(a->y + (n + t) * a->out + o, y[t], take);
+    }
+}
