@@ -14,7 +14,7 @@ from math import prod
 
 from minedge.config import Config
 from minedge.finetune.memory_needs import F, need_of
-from minedge.model.head_loss import LOGIT_TILE, training_rows
+from minedge.model.head_loss import LOGIT_TILE, tile_rows, training_rows
 from minedge.model.linears import LinearKind
 from minedge.model.shapes import head_name, linear_shapes, param_shapes
 
@@ -244,7 +244,7 @@ def inference(
     trace.where = "logits"
     head, V = head_name(config), config.vocab_size
     perturbed = sum(size for key, size in walk.own(head).items() if key in noisy)
-    rows = min(walk.N, max(1, LOGIT_TILE // V))
+    rows = tile_rows(walk.N, LOGIT_TILE // V)
     tile = F * rows * V + (F * rows * config.n_embd if rows < walk.N else 0)
     unpacked = need_of(linears[head], rows, *walk.shapes[head]).forward
     trace.spike(perturbed + tile + max(unpacked, walk.elementwise(F * rows * V, 2)))
@@ -267,7 +267,7 @@ def training_step(
     halves = walk.hidden(keep=True)
     a, head = config.arch, head_name(config)
     trace.where = "logits and their gradient"
-    rows = min(walk.N, training_rows(config, wanted))
+    rows = tile_rows(walk.N, training_rows(config, wanted))
     logits, tile = F * rows * config.vocab_size, F * rows * config.n_embd
     need = need_of(linears[head], rows, *walk.shapes[head])
     trace.hold("activations", walk.X)  # gradient of the final norm's output

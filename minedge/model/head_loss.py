@@ -18,12 +18,12 @@ from minedge.model.noise import Noise
 from minedge.model.shapes import head_name
 from minedge.ops import Ops
 
-__all__ = ["LOGIT_TILE", "head_loss", "head_loss_and_grads", "head_row_losses", "training_rows"]
+__all__ = ["LOGIT_TILE", "head_loss", "head_loss_and_grads", "head_row_losses", "tile_rows", "training_rows"]
 
 Array = NDArray[Any]
 Linears = Mapping[str, LinearKind]
 
-LOGIT_TILE = 1 << 22  # logits made at once: 16 MB of float32
+LOGIT_TILE = 1 << 23  # logits made at once: up to 32 MB of float32
 
 
 def head_loss(
@@ -33,7 +33,7 @@ def head_loss(
     """sum_i weights_i * cross-entropy_i; positions of weight 0 need no logits."""
     rows, total = np.flatnonzero(weights), 0.0
     head = transformer.head_params(config, params, linears, ops, noise)
-    for at in _tiles(len(rows), LOGIT_TILE // config.vocab_size):
+    for at in _tiles(len(rows), tile_rows(len(x), LOGIT_TILE // config.vocab_size)):
         part = rows[at]
         tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
         logits, _ = transformer.head_forward(config, head, linears, tile, ops, int8=int8)
@@ -48,7 +48,7 @@ def head_row_losses(
     found = np.flatnonzero(weights)
     totals = np.zeros(len(x) // width)
     head = transformer.head_params(config, params, linears, ops, None)
-    for at in _tiles(len(found), LOGIT_TILE // config.vocab_size):
+    for at in _tiles(len(found), tile_rows(len(x), LOGIT_TILE // config.vocab_size)):
         part = found[at]
         tile = x if len(part) == len(x) else np.ascontiguousarray(x[part])
         logits, _ = transformer.head_forward(config, head, linears, tile, ops)
@@ -65,7 +65,7 @@ def head_loss_and_grads(
 ) -> tuple[float, Array, dict[str, Array]]:  # fmt: skip
     """The same loss over all positions, its gradient for x (N, C), and the head's wanted gradients."""
     dx, grads, total = np.empty_like(x), dict[str, Array](), 0.0
-    for at in _tiles(len(x), training_rows(config, wanted)):
+    for at in _tiles(len(x), tile_rows(len(x), training_rows(config, wanted))):
         logits, cache = transformer.head_forward(config, params, linears, x[at], ops)
         loss, loss_cache = ops.cross_entropy_forward(logits, targets[at], weights[at])
         dlogits = ops.cross_entropy_backward(1.0, loss_cache)
@@ -77,13 +77,20 @@ def head_loss_and_grads(
 
 
 def training_rows(config: Config, wanted: frozenset[str]) -> int:
-    """Positions a tile in training. Where the head is trained its gradients are added up, and a tile is at least as
-    large as the matrix: a second one beside the sum costs no more than the logits do.
+    """Most positions of a tile in training. Where the head is trained its gradients are added up, and a tile is at
+    least as large as the matrix: a second one beside the sum costs no more than the logits do.
     """
     trained = any(name.startswith(f"{head_name(config)}.") for name in wanted)
     return max(LOGIT_TILE // config.vocab_size, config.n_embd if trained else 1)
 
 
+def tile_rows(count: int, most: int) -> int:
+    """Positions a tile where `count` positions are cut into tiles of at most `most`: as even as they come, for a tile
+    of few positions reads as much of the head's matrix as one of many.
+    """
+    tiles = -(-count // max(1, most))
+    return -(-count // max(1, tiles))
+
+
 def _tiles(count: int, size: int) -> Iterator[slice]:
-    size = max(1, size)
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+    return (slice(start, min(start + size, count)) for start in range(0, count, max(1, size)))

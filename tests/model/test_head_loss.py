@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minedge.model import head_loss, transformer
 from minedge.model.shapes import head_name
@@ -27,8 +29,8 @@ def case(dtype, trained, tie=True):
 
 
 def at_once(model, x, targets, weights, ops):
-    given = (model.config, model.params, model.linears)
-    logits, cache = transformer.head_forward(*given, x, ops)
+    parts = (model.config, model.params, model.linears)
+    logits, cache = transformer.head_forward(*parts, x, ops)
     loss, loss_cache = ops.cross_entropy_forward(logits, targets, weights)
     dlogits = ops.cross_entropy_backward(1.0, loss_cache)
     dx, grads = transformer.head_backward(
@@ -40,10 +42,10 @@ def at_once(model, x, targets, weights, ops):
 def tiles_change_nothing(module, trained, tie=True):
     """In float64 up to a few roundings of sums; five tiles, the last of another length."""
     model, x, targets, weights = case(np.float64, trained, tie)
-    given, ops = (model.config, model.params, model.linears), get("numpy")
+    parts, ops = (model.config, model.params, model.linears), get("numpy")
     loss, dx, grads = at_once(model, x, targets, weights, ops)
-    found, found_dx, found_grads = module.head_loss_and_grads(*given, ops, x, targets, weights, model.trainable_names)
-    assert abs(found - loss) < 1e-12 * loss and abs(module.head_loss(*given, ops, x, targets, weights) - loss) < 1e-9
+    found, found_dx, found_grads = module.head_loss_and_grads(*parts, ops, x, targets, weights, model.trainable_names)
+    assert abs(found - loss) < 1e-12 * loss and abs(module.head_loss(*parts, ops, x, targets, weights) - loss) < 1e-9
     np.testing.assert_allclose(found_dx, dx, rtol=1e-12, atol=1e-15)
     assert set(found_grads) == set(grads) == (model.trainable_names if trained else set())
     for name in grads:
@@ -59,19 +61,28 @@ def test_tiles_change_nothing(trained, tie, monkeypatch):
 
 def test_tiles_of_a_frozen_head_change_no_bit_of_dx(monkeypatch):
     model, x, targets, weights = case(np.float32, False)
-    ops, given = get("c"), (model.config, model.params, model.linears)
+    ops, parts = get("c"), (model.config, model.params, model.linears)
     dx = at_once(model, x, targets, weights, ops)[1]
     monkeypatch.setattr(head_loss, "LOGIT_TILE", 9 * 37)
-    found = head_loss.head_loss_and_grads(*given, ops, x, targets, weights, model.trainable_names)[1]
+    found = head_loss.head_loss_and_grads(*parts, ops, x, targets, weights, model.trainable_names)[1]
     assert found.tobytes() == dx.tobytes()
 
 
 def test_a_trained_head_has_tiles_as_large_as_itself():
     config = model_of("llama", tie_embeddings=True).config
     name = f"{head_name(config)}.weight"
-    assert head_loss.training_rows(replace(config, vocab_size=1 << 22), frozenset({name})) == config.n_embd
-    assert head_loss.training_rows(replace(config, vocab_size=1 << 22), frozenset()) == 1
+    assert head_loss.training_rows(replace(config, vocab_size=head_loss.LOGIT_TILE), frozenset({name})) == config.n_embd
+    assert head_loss.training_rows(replace(config, vocab_size=head_loss.LOGIT_TILE), frozenset()) == 1
     assert head_loss.training_rows(config, frozenset({name})) == head_loss.LOGIT_TILE // 37
+
+
+@given(st.integers(1, 10_000), st.integers(0, 300))
+def test_tiles_are_as_few_as_they_can_be_and_even(count, most):
+    rows = head_loss.tile_rows(count, most)
+    sizes = [min(rows, count - at) for at in range(0, count, rows)]
+    assert max(sizes) <= max(1, most) and sum(sizes) == count
+    assert len(sizes) <= -(-count // max(1, most))
+    assert (most + 1) * len(sizes) <= 2 * count or len(sizes) == 1  # on average more than half full
 
 
 MUTANTS = {
@@ -80,7 +91,7 @@ MUTANTS = {
         "logits, targets[at], weights[at]",
         "logits, targets[: len(logits)], weights[at]",
     ),
-    "the last tile left out": ("range(0, count, size))", "range(0, count - size, size))"),
+    "the last tile left out": ("range(0, count, max(1, size)))", "range(0, count - size, size))"),
 }
 
 
