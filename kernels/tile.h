@@ -10,6 +10,21 @@
 /* c[r][j] = (add ? c[r][j] : 0) + sum_k a[r * a_row + k * a_k] * b[k * b_k + j] for r < rows, j < 16; rows is a constant */
 INLINE void tile(const int rows, float *restrict c, int64_t c_row, const float *restrict a, int64_t a_row, int64_t a_k,
                  const float *restrict b, int64_t b_k, int64_t K, int add) {
+#if defined(ME_AVX512)
+    __m512 s[TILE_ROWS];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) s[r] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k++) {
+        __m512 now = _mm512_loadu_ps(b + k * b_k);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) s[r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_row + k * a_k]), now, s[r]);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        if (add) s[r] = _mm512_add_ps(_mm512_loadu_ps(c + r * c_row), s[r]);
+        _mm512_storeu_ps(c + r * c_row, s[r]);
+    }
+#else
     vf s[TILE_ROWS][2];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
@@ -29,6 +44,7 @@ INLINE void tile(const int rows, float *restrict c, int64_t c_row, const float *
         v_store(c + r * c_row, add ? v_load(c + r * c_row) + s[r][0] : s[r][0]);
         v_store(c + r * c_row + LANES, add ? v_load(c + r * c_row + LANES) + s[r][1] : s[r][1]);
     }
+#endif
 }
 
 /* panel[k][0..16) = x[i * x_row + k] for i < n <= 16, zeros beyond n */
