@@ -53,6 +53,16 @@ def test_integer_products_change_no_bit(count, kind, isa):
 
 
 @pytest.mark.parametrize("isa", WIDER)
+@pytest.mark.parametrize("kind", ["ordinary", "odd"])
+def test_activations_change_no_bit(kind, isa):
+    """Blocks of ordinary numbers, of zeros, infinities and NaN, of halves, and of numbers whose scale vanishes."""
+    x = np.concatenate([rows(kind, 64, 320), rows(kind, 8, 320) * np.float32(1e-38), np.rint(rows(kind, 8, 320)) / 2])
+    x[3], x[5, ::3] = 0, 127.5
+    want = bits_of(c_ops.load("avx2")["int8_quantize"](x))
+    assert bits_of(c_ops.load(isa)["int8_quantize"](x)) == want
+
+
+@pytest.mark.parametrize("isa", WIDER)
 @pytest.mark.parametrize(
     ("M", "N", "K"), [(1, 50, 96), (2, 17, 33), (5, 16, 385), (7, 33, 800), (97, 65, 390), (200, 400, 50)]
 )
