@@ -13,11 +13,12 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FIGURES_MIME", "Expected", "plot", "seed", "show", "show_c"]
+__all__ = ["FIGURES_MIME", "Expected", "best_time", "plot", "seed", "show", "show_c"]
 
 FIGURES_MIME = "application/vnd.minedge.figures+json"
 _ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,20 @@ _ROOT = Path(__file__).resolve().parents[1]
 def seed() -> int:
     """The seed of this run: 0, or MINEDGE_TUTORIAL_SEED, with which the stated ranges are tested on other seeds."""
     return int(os.environ.get("MINEDGE_TUTORIAL_SEED", "0"))
+
+
+def best_time(work: Callable[[], object], repeats: int = 7, seconds: float = 0.0) -> float:
+    """Seconds of the fastest of `repeats` runs, or of as many as fit into `seconds` if that is more, after one to warm
+    up: other programs only ever make a run slower.
+    """
+    work()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < repeats or time.perf_counter() < end:
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def show(*objects: Any, doc: bool = True) -> None:

@@ -82,8 +82,8 @@ void product_unrolled(const struct product *p, int64_t begin, int64_t end) {
     /* END SOLUTION */
 }
 
-/* Step 3, SIMD: a block is one AVX2 register of 32 bytes, or two NEON registers of 16. */
-#if defined(__x86_64__)
+/* Step 3, SIMD: a block is one AVX2 register of 32 bytes, or two NEON registers of 16. -DNO_SIMD leaves it out. */
+#if defined(__x86_64__) && !defined(NO_SIMD)
 #include <immintrin.h>
 #define SIMD __attribute__((target("avx2,fma")))
 int simd_supported(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
@@ -125,7 +125,7 @@ SIMD void product_simd(const struct product *p, int64_t begin, int64_t end) {
     product_scalar(p, o, end);
     /* END SOLUTION */
 }
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && !defined(NO_SIMD)
 #include <arm_neon.h>
 int simd_supported(void) { return 1; }
 

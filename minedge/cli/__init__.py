@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = "minedge"
     try:
         if words[:1] == ["help"]:
-            words = [*words[1:2], "--help"]
+            words = [*words[1:], "--help"]
         if not words or words[0] in ("--help", "-h"):
             print(_overview())
             return 0 if words else 2
@@ -88,8 +88,11 @@ def _run(verb: str, words: list[str]) -> int:
         near = did_you_mean(verb, ["--help", "--version"] if what == "option" else list(VERBS))
         raise UsageError(f"unknown {what} {verb!r}{near}; see minedge --help")
     module = importlib.import_module(f"minedge.cli.{verb}")
-    parser = Parser(verb, module.DESCRIPTION, module.EXAMPLES)
-    module.add_options(parser)
+    if hasattr(module, "parser"):  # course: one for each of its actions
+        parser = module.parser(words)
+    else:
+        parser = Parser(verb, module.DESCRIPTION, module.EXAMPLES)
+        module.add_options(parser)
     expand = getattr(module, "expand", None)  # train puts a config file's options in front of the words
     args = parser.read(expand(parser, words) if expand else words)
     own_threads = getattr(module, "OWN_THREADS", False)  # bench: for the processes that it measures

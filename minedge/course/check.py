@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minedge.course.content import Assignment, Task, load
-from minedge.course.cut import handout, imports, signatures
+from minedge.course.cut import handout, imports, signatures, source_path
 from minedge.course.properties import Misconception, Outcome
 from minedge.course.sandbox import CallError, Student
-from minedge.course.start import read_state
+from minedge.course.start import changed_tests, read_state
 from minedge.errors import UsageError
 from minedge.io.jsonfile import open_regular
 
@@ -88,7 +88,8 @@ def check_folder(folder: str | Path, seed: int | None = None, task: str | None =
         opened, _ = open_regular(folder / file.name, MAX_FILE)
         with opened:
             files[file.name] = opened.read() or b""
-    return check_files(assignment, files, CHECK_SEED if seed is None else seed, task)
+    result = check_files(assignment, files, CHECK_SEED if seed is None else seed, task)
+    return replace(result, notes=(*result.notes, *changed_tests(folder, assignment)))
 
 
 def check_task(folder: str | Path, task: str) -> None:
@@ -115,7 +116,8 @@ def check_files(
     wanted = assignment.tasks if task is None else (assignment.task(task),)
     begun = time.monotonic()
     missing = [file.name for file in assignment.files if file.name not in files]
-    with runner(files, assignment.folder / "calls.py", assignment.limits) as student:
+    homes = {file.name: str(source_path(assignment, file)) for file in assignment.files if file.name.endswith(".py")}
+    with runner(files, assignment.folder / "calls.py", assignment.limits, homes) as student:
         problem, notes = "", []
         if missing:
             problem = f"{missing[0]} is missing"
@@ -134,7 +136,7 @@ def check_files(
             tasks=tasks,
             points=sum(t.points for t in wanted),
             problem=problem,
-            notes=tuple(notes),
+            notes=(*notes, *(f"{name}: the library's own answered, the solution" for name in sorted(student.taken))),
             hints={m.name: m.hint for m in misconceptions if m.name in named},
             printed=student.printed,
             seconds=round(time.monotonic() - begun, 2),

@@ -20,7 +20,7 @@ from pathlib import Path
 from minedge.course.content import Assignment, File
 from minedge.errors import MinedgeFormatError
 
-__all__ = ["blocks", "handout", "imports", "leaks", "signatures", "solution", "source"]
+__all__ = ["blocks", "handout", "imports", "leaks", "signatures", "solution", "source", "source_path"]
 
 _MARKER = re.compile(
     r"^(?P<indent>[ \t]*)(?:#|/\*) (?:BEGIN SOLUTION (?P<task>a\d+\.\d+)|END SOLUTION)(?: \*/)?[ \t]*$"
@@ -28,16 +28,19 @@ _MARKER = re.compile(
 _SHORT = 12  # a line of fewer characters ("dx = x") gives nothing away
 
 
+def source_path(assignment: Assignment, file: File) -> Path:
+    """The file that a student's file is cut from."""
+    if file.source.startswith("./"):
+        return assignment.folder / file.source[2:]
+    spec = importlib.util.find_spec(file.source)
+    if spec is None or spec.origin is None:
+        raise MinedgeFormatError(f"{assignment.id}: {file.name} is cut from {file.source}, which is not there")
+    return Path(spec.origin)
+
+
 def source(assignment: Assignment, file: File) -> str:
     """The text that a student's file is cut from."""
-    if file.source.startswith("./"):
-        path = assignment.folder / file.source[2:]
-    else:
-        spec = importlib.util.find_spec(file.source)
-        if spec is None or spec.origin is None:
-            raise MinedgeFormatError(f"{assignment.id}: {file.name} is cut from {file.source}, which is not there")
-        path = Path(spec.origin)
-    return path.read_text(encoding="utf-8")
+    return source_path(assignment, file).read_text(encoding="utf-8")
 
 
 def solution(assignment: Assignment, file: File) -> str:

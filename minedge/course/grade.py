@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minedge.config import did_you_mean
 from minedge.course.check import CheckResult, check_files
-from minedge.course.content import Assignment, load
+from minedge.course.content import Assignment, assignments, load
 from minedge.course.report import report
 from minedge.course.start import STATE
 from minedge.course.submit import Submission, unpack
@@ -65,6 +66,8 @@ def grade(
     known: dict[str, Assignment] = {}
     if only is not None:
         known[only] = load(only)
+    for task, value in (points or {}).items():
+        _refuse_unknown(task, value)
     _refuse_mistyped([Path(file) for file in files])
     names = _report_names([Path(file) for file in files])
     grades = []
@@ -81,6 +84,15 @@ def grade(
         if progress:
             progress(one)
     return grades
+
+
+def _refuse_unknown(task: str, value: float) -> None:
+    """UsageError where no assignment has such a task, or it cannot be worth that."""
+    every = assignments()
+    known = [t.id for assignment in every for t in assignment.tasks]
+    if task not in known:
+        raise UsageError(f"points: no assignment has a task {task!r}{did_you_mean(task, known)}")
+    next(a for a in every if task.startswith(f"{a.id}.")).with_points({task: value})
 
 
 def _refuse_mistyped(paths: Sequence[Path]) -> None:

@@ -18,18 +18,17 @@ def table(result: CheckResult) -> list[tuple[str, str, str]]:
 
 
 def failures(result: CheckResult) -> Iterator[str]:
-    """For each property that failed: what it says, the first failing shapes, expected against got, the hint."""
+    """For each property that failed: what it says, the first failing shapes, expected against got, the hint. What has
+    not been begun comes last, in one line.
+    """
     if result.problem:
-        yield result.problem
+        yield f"nothing was run: {result.problem}"
         return
     told: set[str] = set()
     for task in result.tasks:
-        if _blank(task):
-            yield f"{task.id}  not done yet ({', '.join(p.name for p in task.properties)})"
-            continue
         for prop in task.properties:
             outcome = prop.outcome
-            if outcome.ok:
+            if outcome.ok or outcome.kind == "blank":
                 continue
             yield f"{task.id}  {prop.name}: {prop.says or 'failed'}"
             if outcome.case:
@@ -40,6 +39,9 @@ def failures(result: CheckResult) -> Iterator[str]:
                 known = name in told
                 yield from _wrapped(f"hint: {name}" if known else f"hint: {name}: {result.hints.get(name, '')}")
                 told.add(name)
+    blank = [_blanks(task) for task in result.tasks if any(p.outcome.kind == "blank" for p in task.properties)]
+    if blank:
+        yield from textwrap.wrap(f"not done yet: {', '.join(blank)}", WIDTH, subsequent_indent="    ")
 
 
 def report(result: CheckResult, head: list[str]) -> str:
@@ -58,8 +60,10 @@ def report(result: CheckResult, head: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blank(task: TaskResult) -> bool:
-    return bool(task.properties) and all(p.outcome.kind == "blank" for p in task.properties)
+def _blanks(task: TaskResult) -> str:
+    """The task, and of one that was begun what is still a blank."""
+    names = [p.name for p in task.properties if p.outcome.kind == "blank"]
+    return task.id if len(names) == len(task.properties) else f"{task.id} ({', '.join(names)})"
 
 
 def _wrapped(text: str) -> list[str]:

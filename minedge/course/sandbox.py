@@ -39,8 +39,8 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH", "CC")
 
 @dataclass
 class CallError(Exception):
-    """Why a call has no answer. kind: blank (NotImplementedError), raised, missing, syntax, timeout, crash, memory,
-    fence, answer, stopped.
+    """Why a call has no answer. kind: blank (NotImplementedError), raised, missing, syntax, setup, timeout, crash,
+    memory, fence, answer, stopped.
     """
 
     kind: str
@@ -55,17 +55,19 @@ class CallError(Exception):
 class Student:
     """The student's files, ready to be called. A context manager; `call` may raise `CallError`.
 
-    files: name -> text as it was handed in. calls: the assignment's calls.py.
+    files: name -> text as it was handed in. calls: the assignment's calls.py. homes: file name -> the library's file
+    that it was cut from; `taken` lists what that answered in the student's place.
     """
 
-    def __init__(self, files: Mapping[str, bytes], calls: Path, limits: Limits):
+    def __init__(self, files: Mapping[str, bytes], calls: Path, limits: Limits, homes: Mapping[str, str] | None = None):
         if os.name != "posix":
             raise UsageError("course: checking runs code under limits that Linux, macOS and WSL have; use one of them")
-        self.limits, self._calls = limits, calls
+        self.limits, self._calls, self._homes = limits, calls, dict(homes or {})
         self.changed: list[str] = []  # arguments that the last call changed in place
         self.printed = ""
         self.signatures: dict[str, dict[str, list[str]]] = {}
         self.imports: list[str] = []
+        self.taken: set[str] = set()
         self._timeouts = 0
         self._deadline = time.monotonic() + limits.total_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,6 +86,14 @@ class Student:
         self._stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def twin(self) -> Student | None:
+        """The same files in another process, to be called at the same time; None where there is one processor only."""
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if processors < 2:
+            return None
+        files = {name: Path(path).read_bytes() for name, path in self._files.items()}
+        return type(self)(files, self._calls, self.limits, self._homes)
+
     def start(self) -> None:
         """Import the files. CallError where that fails; every later call then raises the same."""
         if self._fatal is not None:
@@ -94,7 +104,7 @@ class Student:
         self._answers, answers = os.pipe()
         told = {
             "folder": str(self._folder), "files": self._files, "calls": str(self._calls), "limits": asdict(self.limits),
-            "requests": requests, "answers": answers,
+            "homes": self._homes, "requests": requests, "answers": answers,
         }  # fmt: skip
         home = str(Path(__file__).resolve().parents[2])
         path = json.dumps([*(entry for entry in sys.path if entry and not self._is_inside(entry)), home])
@@ -169,6 +179,8 @@ class Student:
             raise CallError("answer", f"{doing}: no readable answer")
         said = str(answer.get("printed", "")).replace(f"{self._folder}{os.sep}", "")
         self.printed = (self.printed + said)[:2000]
+        taken = answer.get("taken", [])
+        self.taken.update(str(name)[:80] for name in (taken if isinstance(taken, list) else [])[:50])
         return answer
 
     def _read(self, count: int, deadline: float, doing: str) -> bytes:

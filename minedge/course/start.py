@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from minedge.errors import MinedgeError, MinedgeFormatError, UsageError
 from minedge.io.atomic import atomic_dir, atomic_write, os_errors
 from minedge.io.jsonfile import dump_json, read_json
 
-__all__ = ["STATE", "files_of", "read_state", "reset", "start"]
+__all__ = ["STATE", "changed_tests", "files_of", "read_state", "reset", "start"]
 
 STATE = "course.json"
 _PUBLIC_TEST = '''"""The public tests: one for each task. python -m pytest runs them; minedge course check . tells more.
@@ -89,6 +90,17 @@ def files_of(assignment: Assignment) -> dict[str, bytes]:
     if found:
         raise MinedgeError(f"{assignment.id}: a line of the solution stands in the handout: {found[0]!r}")
     return {name: text.encode() for name, text in texts.items()}
+
+
+def changed_tests(folder: Path, assignment: Assignment) -> list[str]:
+    """A remark for each public test file of the folder that is not as the installed package has it."""
+    given, odd = files_of(assignment), []
+    for name in ("properties.py", "test_public.py"):
+        path = folder / name
+        with contextlib.suppress(OSError):
+            if path.is_file() and (path.stat().st_size != len(given[name]) or path.read_bytes() != given[name]):
+                odd.append(f"{name} here differs from the installed one, which is what is run")
+    return odd
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -6,9 +6,11 @@ the archive: it asks for the names it knows, in memory, each up to a stated size
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import io
+import re
 import stat
 import zipfile
 from collections.abc import Sequence
@@ -17,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from minedge.course.check import MAX_FILE
-from minedge.course.content import Assignment, load
-from minedge.course.start import STATE, read_state
+from minedge.course.content import Assignment, File, load
+from minedge.course.cut import handout
+from minedge.course.start import STATE, changed_tests, read_state
 from minedge.errors import MinedgeFormatError, UsageError
 from minedge.io.atomic import atomic_write
 from minedge.io.jsonfile import dump_json, open_regular, parse_json
 
-__all__ = ["Submission", "submit", "unpack"]
+__all__ = ["Submission", "submit", "unfinished", "unpack"]
 
 MAX_ARCHIVE = 4 << 20
 MAX_ENTRIES = 200
@@ -74,6 +77,39 @@ def submit(folder: str | Path, out: str | Path | None = None, student: str | Non
     return path
 
 
+def unfinished(folder: str | Path) -> list[str]:
+    """What a student may want to know before handing in: tasks with blanks left, Python files that do not parse."""
+    folder = Path(folder)
+    assignment = load(read_state(folder)["assignment"])
+    blank: set[str] = set()
+    broken = []
+    for file in assignment.files:
+        text = (folder / file.name).read_bytes().decode(errors="replace")
+        blank |= _still_blank(assignment, file, text)
+        if file.name.endswith(".py"):
+            try:
+                ast.parse(text)
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                where = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+                broken.append(f"{file.name}{where}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+    tasks = [task.id for task in assignment.tasks if task.id in blank]
+    return [*([f"still blank: {', '.join(tasks)}"] if tasks else []), *broken]
+
+
+def _still_blank(assignment: Assignment, file: File, text: str) -> set[str]:
+    """Tasks whose blanks stand in `text`. One blank is enough in Python; in C a task has one for each kind of
+    processor and is done with one of them filled in.
+    """
+    lines = [line.strip() for line in text.splitlines()]
+    given = [line.strip() for line in handout(assignment, file).splitlines()]
+    found = set()
+    for line in set(given) & set(lines):
+        blank = re.match(r"(?:raise NotImplementedError|NOT_IMPLEMENTED)\(\"(a\d+\.\d+)", line)
+        if blank and (file.name.endswith(".py") or lines.count(line) >= given.count(line)):
+            found.add(blank[1])
+    return found
+
+
 def _refuse_other(path: Path, sources: Sequence[Path]) -> None:
     """UsageError where writing `path` would cost somebody a file that is not an earlier submission."""
     if not path.exists():
@@ -98,12 +134,13 @@ def unpack(path: str | Path) -> Submission:
         except UsageError as error:
             raise MinedgeFormatError(str(error)) from None
         found: dict[str, bytes] = {}
-        for file in _assignment(state["assignment"], path).files:
+        assignment = _assignment(state["assignment"], path)
+        for file in assignment.files:
             if (path / file.name).is_file() and not (path / file.name).is_symlink():
                 opened, _ = open_regular(path / file.name, MAX_FILE)
                 with opened:
                     found[file.name] = opened.read() or b""
-        return Submission(state["assignment"], state.get("student", ""), found)
+        return Submission(assignment.id, state.get("student", ""), found, tuple(changed_tests(path, assignment)))
     opened, size = open_regular(path, MAX_ARCHIVE)
     with opened:
         data = opened.read(size + 1) or b""

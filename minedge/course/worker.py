@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from minedge.course.cut import imports
+from minedge.course.watch import Watch
 from minedge.course.wire import MAX_MESSAGE, pack, unpack
 
 __all__ = ["main"]
@@ -44,6 +45,10 @@ class FenceError(PermissionError):
 
 class MissingError(AttributeError):
     """The student's file lacks a name that the handout has."""
+
+
+class SetupError(Exception):
+    """What an assignment's `setup` could not do with the student's files, in its own words."""
 
 
 class _Capped(io.TextIOBase):
@@ -78,8 +83,8 @@ class _Named:
 
 
 def main(settings: str) -> None:
-    """Serve. `settings` is JSON: folder, files (name -> path), calls (path), requests and answers (descriptors),
-    limits.
+    """Serve. `settings` is JSON: folder, files (name -> path), homes (name -> path of the library's file), calls
+    (path), requests and answers (descriptors), limits.
     """
     told = json.loads(settings)
     folder, limits = Path(told["folder"]), told["limits"]
@@ -89,21 +94,26 @@ def main(settings: str) -> None:
     printed = _Capped()
     sys.stdout = sys.stderr = printed
     student = types.SimpleNamespace(files=files)
+    watch = Watch(files, told["homes"])
     first: dict[str, Any] = {"ok": True, "signatures": {}, "imports": []}
     try:
         calls = _module("calls", Path(told["calls"]))
         setup = getattr(calls, "setup", None)
         if setup:
-            setup(student, files)
+            try:
+                setup(student, files)
+            except RuntimeError as error:  # said for the student: the C file does not compile, there is no compiler
+                raise SetupError(str(error)) from error
         _raise_fence(folder)
         for name in (name for name in files if name.endswith(".py")):
             module = _module(Path(name).stem, files[name], f"student_{Path(name).stem}")
             first["imports"] += imports(files[name].read_text(encoding="utf-8"))[:200]
             first["signatures"][name] = _signatures(module)
+            watch.imported(name, module)
             setattr(student, Path(name).stem, _Named(module, name))
     except BaseException as error:
         first = _failure(error, files)
-    first["printed"] = printed.take()
+    first["printed"], first["taken"] = printed.take(), sorted(watch.taken)
     answers.write(pack(first))
     if not first["ok"]:
         return
@@ -115,8 +125,8 @@ def main(settings: str) -> None:
             body = _exactly(requests, struct.unpack("<Q", head)[0])
             if body is None:
                 return
-            answer = _answer(body, calls, student, files)
-            answer["printed"] = printed.take()
+            answer = _answer(body, calls, student, files, watch)
+            answer["printed"], answer["taken"] = printed.take(), sorted(watch.taken)
             with contextlib.suppress(Exception):
                 sys.stdout = sys.stderr = printed  # the code may have put its own there
             try:
@@ -126,10 +136,11 @@ def main(settings: str) -> None:
             answers.write(packed)
 
 
-def _answer(body: bytes, calls: types.ModuleType, student: Any, files: dict[str, Path]) -> dict[str, Any]:
+def _answer(body: bytes, calls: types.ModuleType, student: Any, files: dict[str, Path], watch: Watch) -> dict[str, Any]:
     request, kept = unpack(body, "request"), unpack(body, "request")
     try:
-        value = getattr(calls, request["call"])(student, **request["args"])
+        with watch.call(request["call"]):
+            value = getattr(calls, request["call"])(student, **request["args"])
         changed = sorted(key for key, arg in request["args"].items() if not _same(arg, kept["args"][key]))
         return {"ok": True, "value": value, "changed": changed}
     except BaseException as error:
@@ -139,7 +150,10 @@ def _answer(body: bytes, calls: types.ModuleType, student: Any, files: dict[str,
 
 def _failure(error: BaseException, files: dict[str, Path]) -> dict[str, Any]:
     """What went wrong, in words, and where in the student's files."""
-    kinds = ((NotImplementedError, "blank"), (MemoryError, "memory"), (FenceError, "fence"), (MissingError, "missing"))
+    kinds = (
+        (NotImplementedError, "blank"), (MemoryError, "memory"), (FenceError, "fence"), (MissingError, "missing"),
+        (SetupError, "setup"),
+    )  # fmt: skip
     kind = next((word for cls, word in kinds if isinstance(error, cls)), "raised")
     names = {str(path): name for name, path in files.items()}
     where = ""

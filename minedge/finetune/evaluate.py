@@ -66,10 +66,13 @@ def evaluate_text(model: Model, packed: PackedData, batch_size: int = BATCH, max
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Per example: was the likeliest label word the true one, and the cross-entropy of the true word in nats."""
+    """Per example: was the likeliest label word the true one, the cross-entropy of the true word in nats, and the index
+    of the likeliest one.
+    """
 
     correct: NDArray[np.bool_]
     label_losses: NDArray[np.float64]
+    said: NDArray[np.int64] | None = None
 
     @property
     def n(self) -> int:
@@ -106,6 +109,7 @@ def evaluate_task(
     order = np.argsort([len(e.text) for e in examples], kind="stable")
     correct = np.zeros(len(examples), bool)
     losses = np.zeros(len(examples))
+    said = np.zeros(len(examples), np.int64)
     ops = model.ops
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
@@ -123,8 +127,9 @@ def evaluate_task(
             lse = top + np.log(np.exp(wide - top[:, None]).sum(axis=-1))
             scores = wide[:, batch.label_ids] - lse[:, None]
             losses[part] = -scores[np.arange(len(part)), batch.gold]
-        correct[part] = scores.argmax(axis=-1) == batch.gold
-    return TaskResult(correct, losses)
+        said[part] = scores.argmax(axis=-1)
+        correct[part] = said[part] == batch.gold
+    return TaskResult(correct, losses, said)
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,12 @@ def test_every_example_is_a_command_that_parses(verb):
         words = shlex.split(re.split(r"[<>]", example.split("|")[-1])[0])
         start = words.index("minedge")
         other = importlib.import_module(f"minedge.cli.{words[start + 1]}")
-        parser = Parser(words[start + 1], other.DESCRIPTION, other.EXAMPLES)
-        other.add_options(parser)
         rest = words[start + 2 :]
+        if hasattr(other, "parser"):
+            parser = other.parser(rest)
+        else:
+            parser = Parser(words[start + 1], other.DESCRIPTION, other.EXAMPLES)
+            other.add_options(parser)
         if "--config" not in rest:  # the file would bring the required options
             parser.read(rest)
 

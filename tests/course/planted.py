@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
+import shutil
+import subprocess
+import tempfile
 import types
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from minedge.course import worker
+from minedge.course import content, worker
 from minedge.course.check import CheckResult, check_files
-from minedge.course.content import Assignment
-from minedge.course.cut import solution
+from minedge.course.content import Assignment, Limits
+from minedge.course.cut import solution, source_path
 from minedge.course.mutation import kinds_kept
 from minedge.course.sandbox import CallError, Student, _call_error
+from minedge.course.watch import Watch
 from minedge.course.wire import pack, unpack
 
-__all__ = ["APART", "InProcess", "Planted", "from_changes", "planted_files", "solved", "verdict"]
+__all__ = [
+    "APART", "InProcess", "Once", "Planted", "Remembered", "Untimed", "from_changes", "load", "planted_files", "solved",
+    "verdict",
+]  # fmt: skip
 
 
 APART = ("a7", "a8")  # C that crashes takes its process along; a recipe is run in several
+
+# C compiled for a planted error is run on small arrays and never timed, so it need not be fast. Most of the compiler's
+# time goes into the header of intrinsics, which one folder keeps ready. A compiler that cannot use that reads it again.
+_QUICK_CC = """#!/bin/sh
+exec {compiler} -include {folder}/all.h "$@" -O0
+"""
+_HEADERS = "#include <pthread.h>\n#include <stdint.h>\n#if defined(__x86_64__)\n#include <immintrin.h>\n#endif\n"
+
+
+@functools.cache
+def load(name: str) -> Assignment:
+    """The assignment, read once: making its misconceptions ready takes longer than most tests."""
+    return content.load(name)
 
 
 class Planted(NamedTuple):
@@ -58,7 +81,87 @@ def planted_files(assignment: Assignment, plant: Planted) -> dict[str, bytes]:
 
 def verdict(assignment: Assignment, files: dict[str, bytes], seed: int = 1, apart: bool = False) -> CheckResult:
     """check_files, with `apart` in the real process, otherwise in this one."""
-    return check_files(assignment, files, seed, runner=Student if apart or assignment.id in APART else InProcess)
+    runner = Student if apart or assignment.id in APART else InProcess
+    return check_files(assignment, files, seed, runner=Remembered if assignment.id == "a8" else runner)
+
+
+@functools.cache
+def quick_compiler() -> str:
+    """A compiler for CC that takes a fifth of the time over a7's file."""
+    folder = Path(tempfile.mkdtemp(prefix="minedge-course-cc-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    compiler = os.environ.get("CC", "") or next(c for c in ("cc", "gcc", "clang") if shutil.which(c))
+    (folder / "all.h").write_text(_HEADERS)
+    flags = [*a7_flags(), "-fPIC", "-O0"]
+    subprocess.run([*compiler.split(), *flags, "-x", "c-header", folder / "all.h", "-o", folder / "all.h.gch"])
+    script = folder / "cc"
+    script.write_text(_QUICK_CC.format(compiler=compiler, folder=folder))
+    script.chmod(0o755)
+    return str(script)
+
+
+def a7_flags() -> list[str]:
+    return worker._module("calls_a7", load("a7").folder / "calls.py").FLAGS
+
+
+class Untimed(Student):
+    """a7 without its measurements of speed: what is planted shows in the numbers. The reference is not compiled."""
+
+    def __init__(self, files: Mapping[str, bytes], calls: Path, limits: Limits, homes: Mapping[str, str] | None = None):
+        super().__init__(files, calls, limits, homes)
+        self._folder.joinpath("reference.so").symlink_to(_reference())
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "CC": quick_compiler()}
+
+    def call(self, name: str, **args: Any) -> dict[str, Any]:
+        if name == "speed":
+            return {"measured": True, "own": 1.0, "reference": 1.0, "bytes": 1}
+        return super().call(name, **args)
+
+
+@functools.cache
+def _reference() -> Path:
+    """The solution, compiled."""
+    source = source_path(load("a7"), load("a7").files[0])
+    library = Path(quick_compiler()).with_name("reference.so")
+    subprocess.run([quick_compiler(), *a7_flags(), "-fPIC", "-shared", source, "-o", library], check=True)
+    return library
+
+
+class Remembered(Student):
+    """a8: what a recipe builds does not depend on the check's seed, so equal files are built once in a run, and once
+    again for comparison.
+    """
+
+    _remembered: ClassVar[dict[tuple[bytes, ...], dict[int, dict[str, Any]]]] = {}
+
+    def __init__(self, files: Mapping[str, bytes], calls: Path, limits: Limits, homes: Mapping[str, str] | None = None):
+        super().__init__(files, calls, limits, homes)
+        self._key, self._turn = tuple(files.values()), 0
+
+    def twin(self) -> Student | None:
+        twin = super().twin()
+        if twin is not None:
+            twin._turn = 1  # type: ignore[attr-defined]
+        return twin
+
+    def call(self, name: str, **args: Any) -> dict[str, Any]:
+        known, self._turn = self._remembered.setdefault(self._key, {}), self._turn + 1
+        if self._turn not in known:
+            known[self._turn] = super().call(name, **args)
+        return known[self._turn]
+
+
+class Once(Remembered):
+    """a8 where another error than a difference between two builds is planted: the first build stands for both."""
+
+    def twin(self) -> None:
+        return None
+
+    def call(self, name: str, **args: Any) -> dict[str, Any]:
+        self._turn = 0
+        return super().call(name, **args)
 
 
 @functools.cache
@@ -94,7 +197,7 @@ class InProcess(Student):
         self.start()
         paths = {key: Path(path) for key, path in self._files.items()}
         body = pack({"call": name, "args": args})[8:]
-        answer = worker._answer(body, _calls(self._calls), self.student, paths)
+        answer = worker._answer(body, _calls(self._calls), self.student, paths, Watch({}, {}))
         try:
             answer = unpack(pack(answer)[8:])
         except TypeError as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from minedge.course import load
-from tests.course.planted import Planted, from_changes
+from tests.course.planted import Planted, from_changes, load
 
 __all__ = ["HIDDEN", "PLANTED"]
 

@@ -8,13 +8,13 @@ __all__ = ["HIDDEN", "PLANTED"]
 
 R = "recipe.py"
 TRAIN = """    tuned = minedge.train(
-        base, data, "full", iters=70, batch_size=8, seq_len=40, learning_rate=2e-3, warmup=5, eval_every=0, seed=seed
+        base, data, "full", iters=50, batch_size=8, seq_len=40, learning_rate=2e-3, warmup=5, eval_every=0, seed=seed
     )
 """
 RETURN = "    return minedge.quant.int4(tuned, group_size=32, embeddings=True)\n"
 ALL = TRAIN + RETURN
 SMALL = "    small = minedge.quant.int4(base, embeddings=True)\n"
-BRIEF = TRAIN.replace("iters=70", "iters=2").replace("warmup=5", "warmup=0")
+BRIEF = TRAIN.replace("iters=50", "iters=2").replace("warmup=5", "warmup=0")
 
 
 def _after(lines: str) -> str:
@@ -59,7 +59,7 @@ PLANTED = [
         "opens_other_data", R, ALL,
         BRIEF.replace("base, data", 'base, "stdlib-task"') + RETURN,
     ),
-    Planted("test_data_seen", R, ALL, PEEK + TRAIN + RETURN),
+    Planted("test_data_seen", R, ALL, PEEK + TRAIN.replace("iters=50", "iters=30") + RETURN),
     Planted("returns_no_model", R, ALL, BRIEF + "    minedge.quant.int4(tuned, embeddings=True)\n"),
     Planted("base_written_to", R, ALL, '    base.params["model.norm.weight"][:] *= 2\n    return base\n'),
     Planted(
@@ -70,8 +70,8 @@ PLANTED = [
     ),
     Planted("too_much_memory_to_build", R, ALL, "    import numpy as np\n\n    return np.ones(1 << 33) and base\n"),
     Planted("nothing_learned", R, ALL, "    return minedge.quant.int4(base, embeddings=True)\n"),
-    Planted("one_answer_for_all", R, ALL, ONE + TRAIN.replace("iters=70", "iters=15") + RETURN),
-    Planted("labels_mixed_up", R, ALL, MIXED + ALL),
+    Planted("one_answer_for_all", R, ALL, ONE + TRAIN.replace("iters=50", "iters=15") + RETURN),
+    Planted("labels_mixed_up", R, ALL, MIXED + TRAIN.replace("iters=50", "iters=30") + RETURN),
 ]  # fmt: skip
 
 # Rules broken in other ways.

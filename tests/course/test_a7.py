@@ -113,4 +113,5 @@ def test_the_other_processors_step_is_accepted_for_correctness():
         outcomes = by_step(verdict(A7, {FILE.name: file.encode()}))
         assert outcomes["simd: exact"].ok is ok and outcomes["simd: any scales"].ok is ok
         assert not outcomes["simd: speed"].ok and outcomes["unrolled: speed"].ok
+        assert outcomes["threads"].ok and outcomes["threads: any scales"].ok and not outcomes["threads: speed"].ok
     assert "emulation" in by_step(verdict(A7, {FILE.name: text.encode()}))["simd: speed"].detail

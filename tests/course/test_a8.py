@@ -23,6 +23,9 @@ class Answers:
     def __init__(self, files):
         self.files = files
 
+    def twin(self):
+        return None
+
     def call(self, name, **arguments):
         return {"files": self.files, "seconds": 0.0}
 

@@ -1,21 +1,22 @@
-"""start, check, submit, reset and grade from the command line; submissions that are not what they should be."""
+"""start, check, submit, reset and grade from the command line."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import shlex
 import stat
-import zipfile
 from types import SimpleNamespace
 
 import pytest
 
+from minedge.cli import course as course_verb
 from minedge.cli import main
-from minedge.course import grade, load, start, submit
-from minedge.course.submit import MAX_ENTRIES, MAX_FILE, unpack
-from minedge.errors import MinedgeFormatError
+from minedge.course import grade, load, start
+from minedge.course.submit import unfinished, unpack
 from tests.course.planted import solved
+from tests.course.test_archives import archive, special
 
 
 @pytest.fixture
@@ -55,13 +56,15 @@ def test_start_check_solve_submit_grade(run, tmp_path):
     }  # fmt: skip
     assert "| a1.1 | RMSNorm and its backward | 14 |" in (folder / "handout.md").read_text()
     told = run("check", folder, "--task", "a1.4")
-    assert told.code == 5 and "a1.4  not done yet" in told.out and "0 of 10 points" in told.out
+    assert told.code == 5 and "not done yet: a1.4\n" in told.out and "0 of 10 points" in told.out
+    told = run("submit", folder, "--out", tmp_path / "ada.zip")
+    assert told.code == 0 and "note: still blank: a1.1, a1.2, a1.3, a1.4, a1.5, a1.6, a1.7, a1.8\n" in told.out
     solve(folder)
     assert run("check", folder, "--task", "a1.4").code == 0
     data = json.loads(run("check", folder, "--json").out)
     assert data["earned"] == 100
     told = run("submit", folder, "--out", tmp_path / "ada.zip")
-    assert told.code == 0 and (tmp_path / "ada.zip").stat().st_size < 50_000
+    assert told.code == 0 and "note" not in told.out and (tmp_path / "ada.zip").stat().st_size < 50_000
     points = tmp_path / "points.json"
     points.write_text('{"a1.1": 50, "a2.1": 7}')
     told = run("grade", tmp_path / "ada.zip", folder, "--out", tmp_path / "out", "--points", points)
@@ -70,6 +73,41 @@ def test_start_check_solve_submit_grade(run, tmp_path):
     assert [row["file"] for row in rows] == ["ada.zip", "mine"]
     assert rows[0]["points"] == "136" and rows[0]["a1.1"] == "50" and rows[0]["problem"] == ""
     assert "points 136 of 136" in (tmp_path / "out" / "reports" / "ada.txt").read_text()
+
+
+@pytest.mark.parametrize("action", ["list", "start", "check", "submit", "reset", "grade"])
+def test_each_action_has_help_of_its_own(run, action):
+    told = run(action, "--help")
+    assert told.code == 0 and f"usage: minedge course {action} " in told.out
+    for example in course_verb.ACTIONS[action].examples:
+        assert example in told.out
+        words = shlex.split(example)[2:]
+        assert course_verb.parser(words).read(words).action in course_verb.ACTIONS
+    options = {"list": "", "reset": "", "start": "student", "check": "task seed", "submit": "student out"}
+    others = {"task", "seed", "student", "out", "assignment", "points"}
+    wanted = set(options.get(action, "seed out assignment points").split())
+    assert {name for name in others if f"--{name} " in told.out} == wanted
+    assert f"  {action}" in run("--help").out
+
+
+def test_submit_names_blanks_and_files_that_do_not_parse(tmp_path):
+    folder = start("a1", tmp_path / "a1", "Ada")
+    solve(folder)
+    assert unfinished(folder) == []
+    text = (folder / "layers.py").read_text()
+    (folder / "layers.py").write_text(text + '\n\ndef more():\n    raise NotImplementedError("a1.99: of my own")\n')
+    assert unfinished(folder) == []
+    blank = '    raise NotImplementedError("a1.3: backward of a matrix product and of an embedding")\n'
+    (folder / "layers.py").write_text(text + f"\n\ndef more():\n{blank}")
+    (folder / "loss.py").write_text("def f(:\n")
+    first, second = unfinished(folder)
+    assert first == "still blank: a1.3" and second.startswith("loss.py line 1: SyntaxError")
+    folder = start("a7", tmp_path / "a7", "Ada")
+    blanks = unfinished(folder)
+    assert blanks == ["still blank: a7.1, a7.2, a7.3, a7.4"]
+    text = (folder / "int4_ladder.c").read_text()  # its third step has a blank for each kind of processor
+    (folder / "int4_ladder.c").write_text(text.replace('NOT_IMPLEMENTED("a7.3: step 3, SIMD");', "work;", 1))
+    assert unfinished(folder) == ["still blank: a7.1, a7.2, a7.4"]
 
 
 def test_reset_keeps_what_the_student_wrote(run, folder):
@@ -87,7 +125,10 @@ def test_reset_keeps_what_the_student_wrote(run, folder):
     ("words", "code", "said"),
     [
         (("start", "a0", "x"), 2, "assignment: expected one of a1"),
-        (("start", "a1"), 2, "start: expected aN DIR, got a1"),
+        (("start", "a1"), 2, "the following arguments are required: DIR; see minedge course start --help"),
+        (("start",), 2, "the following arguments are required: aN, DIR; see minedge course start --help"),
+        (("check", "{folder}", "x"), 2, "unexpected argument 'x'; see minedge course check --help"),
+        ((), 2, "the following arguments are required: ACTION; see minedge course --help"),
         (("start", "a1", "{folder}"), 2, "exists already; give a new folder, or minedge course reset"),
         (("start", "a1", "{tmp}"), 2, "exists already and is not empty; give a new folder\n"),
         (("start", "a1", "{folder}/loss.py"), 2, "exists already and is no folder"),
@@ -95,16 +136,23 @@ def test_reset_keeps_what_the_student_wrote(run, folder):
         (("check", "nowhere"), 2, "no such folder"),
         (("check", "{tmp}"), 2, "no course.json in it"),
         (("check", "{folder}", "--task", "a1.99"), 2, "task: expected one of a1.1"),
-        (("check", "{folder}", "--out", "x"), 2, "--out: check has no such option"),
+        (("check", "{folder}", "--out", "x"), 2, "unknown option '--out'"),
         (("stratt", "a1", "x"), 2, "did you mean 'start'"),
-        (("grade",), 2, "expected the files that were handed in"),
+        (("grade",), 2, "the following arguments are required: FILES; see minedge course grade --help"),
         (("grade", "nothere.zip", "--out", "{tmp}/o"), 2, "nothere.zip: no such file; nothing was graded"),
         (("grade", "{folder}", "inbx/*.zip", "--out", "{tmp}/o"), 2, "inbx/*.zip: no such file"),
         (("grade", "{tmp}", "--out", "{tmp}/o"), 2, "give its files: {tmp}/*"),
         (("grade", "{folder}", "--out", "{tmp}/o", "--points", "{tmp}/none"), 3, "no such file"),
+        (
+            ("grade", "{folder}", "--out", "{tmp}/o", "--points", "{tmp}/unknown.json"), 2,
+            "points: no assignment has a task 'a1.10' (did you mean 'a1.1'?)",
+        ),
+        (("grade", "{folder}", "--out", "{tmp}/o", "--points", "{tmp}/minus.json"), 2, "number >= 0 for a2.1, got -1"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_one_line(run, folder, tmp_path, words, code, said):
+    (tmp_path / "unknown.json").write_text('{"a1.10": 5}')
+    (tmp_path / "minus.json").write_text('{"a2.1": -1}')
     told = run(*(word.format(folder=folder, tmp=tmp_path) for word in words))
     assert (told.code, told.err.count("\n")) == (code, 1), told
     assert said.format(tmp=tmp_path) in told.err
@@ -155,106 +203,9 @@ def test_editing_the_tests_in_the_folder_changes_nothing(run, folder):
     (folder / "numpy.py").write_text("raise RuntimeError")
     told = run("check", folder, "--task", "a1.4")
     assert told.code == 5 and "0 of 10 points" in told.out
-
-
-def archive(path, entries, manifest=True):
-    """A zip of (name or ZipInfo, bytes) pairs, with a right manifest unless told otherwise."""
-    told = {"format": "minedge-submission-1", "assignment": "a1", "student": "=cmd()", "sha256": {}}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        if manifest:
-            file.writestr("manifest.json", json.dumps(told) if manifest is True else manifest)
-        for name, data in entries:
-            file.writestr(name, data)
-    return path
-
-
-def special(name, mode=0, encrypted=False):
-    info = zipfile.ZipInfo(name)
-    info.external_attr = mode << 16
-    info.flag_bits = 1 if encrypted else 0
-    return info
-
-
-def duplicated(path):
-    with pytest.warns(UserWarning):
-        return archive(path, [("loss.py", b"1"), ("loss.py", b"2")])
-
-
-def truncated(path):
-    archive(path, list(solved(load("a1")).items()))
-    path.write_bytes(path.read_bytes()[:-40])
-    return path
-
-
-def damaged(path):
-    archive(path, [(zipfile.ZipInfo("loss.py"), b"x" * 1000)])
-    data = bytearray(path.read_bytes())
-    data[data.index(b"x" * 100) + 5] ^= 1
-    path.write_bytes(bytes(data))
-    return path
-
-
-BAD = {
-    "no zip": (lambda p: p.write_bytes(b"hello") and p, "not a readable submission"),
-    "empty": (lambda p: (p.touch(), p)[1], "not a readable submission"),
-    "truncated": (truncated, "not a readable submission"),
-    "damaged": (damaged, "Bad CRC-32"),
-    "missing file": (lambda p: p, "no such file"),
-    "no manifest": (lambda p: archive(p, [("loss.py", b"")], manifest=False), "no manifest.json"),
-    "manifest no JSON": (lambda p: archive(p, [], manifest="{"), "not valid JSON"),
-    "manifest too deep": (lambda p: archive(p, [], manifest="[" * 100000), "nested deeper"),
-    "manifest of another kind": (lambda p: archive(p, [], manifest='{"format": "x"}'), "expected format"),
-    "unknown assignment": (
-        lambda p: archive(
-            p, [], manifest='{"format": "minedge-submission-1", "assignment": "../a1", "student": "x", "sha256": {}}'
-        ),
-        "assignment: expected one of",
-    ),
-    "bomb": (lambda p: archive(p, [("loss.py", b"\0" * (64 << 20))]), f"larger than {MAX_FILE:,} bytes"),
-    "link": (lambda p: archive(p, [(special("loss.py", stat.S_IFLNK | 0o777), b"/etc/passwd")]), "a link or a device"),
-    "twice": (duplicated, "occurs twice"),
-    "many": (lambda p: archive(p, [(f"f{i}", b"") for i in range(MAX_ENTRIES + 1)]), "entries, expected at most"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_an_unreadable_archive_is_one_line(kind, tmp_path):
-    make, said = BAD[kind]
-    path = make(tmp_path / "s.zip")
-    with pytest.raises(MinedgeFormatError) as caught:
-        unpack(path)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_encrypted_entry_is_refused(tmp_path):
-    path = archive(tmp_path / "s.zip", [("loss.py", b"x")])
-    data = bytearray(path.read_bytes())
-    entry = data.rindex(b"PK\x01\x02")
-    data[entry + 8] |= 1
-    path.write_bytes(bytes(data))
-    with pytest.raises(MinedgeFormatError, match="encrypted"):
-        unpack(path)
-
-
-def test_paths_out_of_the_archive_are_never_written(tmp_path):
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    evil = [("../evil.py", b"x"), ("/tmp/evil_minedge.py", b"x"), ("properties.py", b"PROPERTIES = []")]
-    path = archive(inner / "s.zip", [*solved(load("a1")).items(), *evil])
-    got = unpack(path)
-    assert set(got.files) == {"layers.py", "loss.py", "attention.py"}
-    assert "ignored in the archive: '../evil.py'" in got.remarks[0]
-    assert {p.name for p in tmp_path.rglob("*")} == {"inner", "s.zip"}
-
-
-def test_a_changed_file_is_remarked(tmp_path):
-    folder = solve(start("a1", tmp_path / "w"))
-    path = submit(folder, tmp_path / "s.zip", "Bob")
-    with zipfile.ZipFile(path) as file:
-        entries = {name: file.read(name) for name in file.namelist()}
-    entries["loss.py"] += b"# one more line\n"
-    archive(path, [(n, d) for n, d in entries.items() if n != "manifest.json"], entries["manifest.json"].decode())
-    assert unpack(path).remarks == ("loss.py was changed after submit packed it",)
+    for name in ("properties.py", "test_public.py"):
+        assert f"note: {name} here differs from the installed one, which is what is run" in told.out
+        assert f"{name} here differs from the installed one, which is what is run" in unpack(folder).remarks
 
 
 def test_every_submission_gets_its_line_whatever_it_is(tmp_path):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from planting import mutated_module
 
-from minedge.course import load
-from minedge.course.cut import leaks
+from minedge.course import load, worker
+from minedge.course.cut import leaks, source_path
 from minedge.course.properties import Misconception
 from minedge.course.wire import pack
 from minedge.errors import MinedgeFormatError
+from minedge.ops import numpy_ops
 
 A1 = load("a1")
 LAYERS = A1.files[0]
@@ -113,6 +114,32 @@ def arrays_stay_in_their_bytes(wire):
             wire.unpack(bad)
 
 
+def the_librarys_own_answer_is_seen(watch, folder):
+    path = folder / "layers.py"
+    path.write_text(
+        "from minedge.ops import numpy_ops\n\n\n"
+        "def rms_norm_forward(x, weight, eps):\n    return numpy_ops.rms_norm_forward(x, weight, eps)\n\n\n"
+        "def other(x):\n    return numpy_ops.gelu_forward(x)\n"
+    )
+
+    def rms_norm_forward(*given):  # nobody's file
+        return numpy_ops.rms_norm_forward(*given)
+
+    module = worker._module("layers", path, "student_of_a_mutant")
+    seen = watch.Watch({"layers.py": path}, {"layers.py": str(source_path(A1, LAYERS))})
+    seen.imported("layers.py", module)
+    with seen.call("other"):
+        module.other(np.ones(2))  # what the checks put in the place of another blank is called like this
+        rms_norm_forward(np.ones((1, 2)), np.ones(2), 1e-5)
+    assert not seen.taken
+    with seen.call("rms_norm_forward"):
+        module.rms_norm_forward(np.ones((1, 2)), np.ones(2), 1e-5)
+    assert seen.taken == {"layers.rms_norm_forward"}
+    module.rms_norm_backward = numpy_ops.rms_norm_backward
+    seen.imported("layers.py", module)
+    assert seen.taken == {"layers.rms_norm_forward", "layers.rms_norm_backward"}
+
+
 # check, module, old, new
 MUTANTS = [
     (nothing_leaks, "cut", 'out.append(f"{indent}{blank}\\n")', 'out.append(f"{indent}{blank}\\n"); out += lines'),
@@ -138,6 +165,11 @@ MUTANTS = [
     (changes_are_remarked, "submit", "said.get(name) != hashlib", "said.get(name) == hashlib"),
     (formulas_are_quoted, "grade", 'in ("=", "+", "-", "@")', 'in ("+", "-", "@")'),
     (formulas_are_quoted, "grade", 'return _CONTROL.sub(" ", text)', "return (text)"),
+    (the_librarys_own_answer_is_seen, "watch", "caller.f_code.co_name == code.co_name and ", ""),
+    (the_librarys_own_answer_is_seen, "watch", " and caller.f_code.co_filename in self._own", ""),
+    (the_librarys_own_answer_is_seen, "watch", "caller = frame.f_back", "caller = None"),
+    (the_librarys_own_answer_is_seen, "watch", "sys.setprofile(self._entered)", "pass"),
+    (the_librarys_own_answer_is_seen, "watch", "if home is not None and any(", "if False and any("),
     (arrays_stay_in_their_bytes, "wire", "at + count * np.dtype(dtype).itemsize > len(data)", "False"),
 ]  # fmt: skip
 

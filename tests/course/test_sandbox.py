@@ -13,6 +13,7 @@ import pytest
 from minedge.course import load, sandbox
 from minedge.course.check import check_files
 from minedge.course.content import Limits
+from minedge.course.cut import handout
 from minedge.course.report import report
 from minedge.course.sandbox import CallError, Student
 from minedge.course.wire import pack, unpack
@@ -134,6 +135,42 @@ def test_missing_functions_and_changed_signatures_are_named():
 def test_taking_the_solution_from_the_library_is_noted():
     _, told = lines_of(files("from minedge.ops import numpy_ops\nreturn numpy_ops.rms_norm_forward(x, weight, eps)"))
     assert "note: imports minedge.ops.numpy_ops, where the solution stands" in told
+    assert "note: layers.rms_norm_forward: the library's own answered, the solution" in told
+
+
+HIDDEN_WAYS = {
+    "importlib": "import importlib\nops = importlib.import_module('minedge.ops.numpy_ops')\nreturn ops.NAME(*given)",
+    "__import__": "ops = __import__('minedge.ops.numpy_ops', fromlist=['x'])\nreturn getattr(ops, 'NAME')(*given)",
+    "the table of ops": "from minedge.ops import get\ndef f(*a): return get('numpy').NAME(*a)\nreturn f(*given)",
+    "another tier": "from minedge.ops import get\nreturn get('c').NAME(*given)",
+    "exec": "space = {}\nexec('import minedge.ops.numpy_ops as o', space)\nreturn space['o'].NAME(*given)",
+}
+
+
+@pytest.mark.parametrize("way", HIDDEN_WAYS)
+def test_taking_it_by_a_way_that_no_import_shows_is_noted(way):
+    body = "given = x, weight, eps\n" + HIDDEN_WAYS[way].replace("NAME", "rms_norm_forward")
+    _, told = lines_of(files(body))
+    assert "note: layers.rms_norm_forward: the library's own answered, the solution" in told
+
+
+def test_a_name_that_is_the_librarys_own_function_is_noted():
+    changed = files(head="import importlib")
+    text = changed["layers.py"] + b"\nlayer = importlib.import_module('minedge.ops.numpy_ops')\n"
+    result, told = lines_of({**changed, "layers.py": text + b"rms_norm_backward = layer.rms_norm_backward\n"})
+    assert result.complete
+    assert result.notes == ("layers.rms_norm_backward: the library's own answered, the solution",), told
+
+
+def test_a_half_done_task_says_what_is_wrong_first_and_what_is_blank_last():
+    text = handout(A1, A1.files[0])
+    begin = text.index('    raise NotImplementedError("a1.1')
+    text = text[:begin] + "    return x, (x, weight, x[..., 0])\n" + text[text.index("\n", begin) + 1 :]
+    result, told = lines_of({**solved(A1), "layers.py": text.encode()}, None)
+    assert "a1.1  rms_norm_forward: " in told
+    assert told.rstrip().endswith("not done yet: a1.1 (rms_norm_backward), a1.2, a1.3, a1.4, a1.5")
+    assert told.count("not done yet") == 1 and "NotImplementedError" not in told
+    assert result.earned < result.points
 
 
 def test_printing_costs_nothing_and_is_shown_in_part():

@@ -76,6 +76,8 @@ class Kernel(Property):
 
     def run(self, student, rng, misconceptions):
         outcome = super().run(student, rng, misconceptions)
+        if outcome.kind in ("crash", "timeout"):
+            student.ended = {**getattr(student, "ended", {}), self.name.partition(":")[0]: outcome.kind}
         if outcome.kind == "crash" and "SIGSEGV" in outcome.detail:
             told = f"{outcome.detail}: a byte outside the arrays was read or written"
             names = ("outside_the_arrays", "not_waited_for") if self.call == "threads" else ("outside_the_arrays",)
@@ -83,6 +85,11 @@ class Kernel(Property):
         if self.call == "threads" and not outcome.misconceptions and "got nan" in outcome.detail:
             return replace(outcome, misconceptions=("not_waited_for",))
         return outcome
+
+
+def not_run(kind):
+    """Of a step that crashed or hung the rest says nothing new, and would cost its time again."""
+    return Outcome(False, detail=f"not run: the step {'crashed' if kind == 'crash' else 'did not end'}", kind=kind)
 
 
 def any_scales(step):
@@ -99,6 +106,8 @@ def any_scales(step):
             "x": rng.integers(-128, 128, (blocks, 32)).astype(np.int8), "xscales": rng.random(blocks).astype(F32),
         }  # fmt: skip
         shown = f"rows {rows}, blocks {blocks}"
+        if step in getattr(student, "ended", {}):
+            return not_run(student.ended[step])
         try:
             if step == "threads":
                 got = student.call("threads", **case, count=3)["y"]
@@ -128,6 +137,8 @@ def speed_of(step):
     def check(student, rng):
         best = {"own": np.inf, "reference": np.inf}
         case = exact(rng, 13, 3)
+        if step in getattr(student, "ended", {}):
+            return not_run(student.ended[step])
         try:
             if step == "threads":
                 got = student.call("threads", **case, count=2)["y"]

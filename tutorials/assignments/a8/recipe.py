@@ -18,7 +18,7 @@ def build(base: minedge.Model, data: Any, seed: int) -> minedge.Model:
     """
     # BEGIN SOLUTION a8.1
     tuned = minedge.train(
-        base, data, "full", iters=70, batch_size=8, seq_len=40, learning_rate=2e-3, warmup=5, eval_every=0, seed=seed
+        base, data, "full", iters=50, batch_size=8, seq_len=40, learning_rate=2e-3, warmup=5, eval_every=0, seed=seed
     )
     return minedge.quant.int4(tuned, group_size=32, embeddings=True)
     # END SOLUTION
