@@ -71,7 +71,7 @@ PLANTED = [
     Planted("too_much_memory_to_build", R, ALL, "    import numpy as np\n\n    return np.ones(1 << 33) and base\n"),
     Planted("nothing_learned", R, ALL, "    return minedge.quant.int4(base, embeddings=True)\n"),
     Planted("one_answer_for_all", R, ALL, ONE + TRAIN.replace("iters=50", "iters=15") + RETURN),
-    Planted("labels_mixed_up", R, ALL, MIXED + TRAIN.replace("iters=50", "iters=30") + RETURN),
+    Planted("labels_mixed_up", R, ALL, MIXED + TRAIN.replace("iters=50", "iters=40") + RETURN),
 ]  # fmt: skip
 
 # Rules broken in other ways.
