@@ -96,22 +96,36 @@ void me_gelu_backward(int isa, float *dx, const float *dout, const float *x, int
 }
 
 /* Blocks large enough to be worth packing their operands, small enough that every thread gets some: the longer side is
- * halved first. Where the blocks end changes no bit. */
+ * halved first; of a packed weight the columns, for each block of rows unpacks it anew. Where the blocks end changes no bit. */
+static int cut_and_run(int isa, me_task *kernel, struct me_gemm *a) {
+    int failed = 0;
+    int64_t blocks, step = kernel == me_table_of(isa)->gemm ? 16 : 32;
+    a->failed = &failed;
+    a->block_m = 768, a->block_n = 384;
+    for (;;) {
+        blocks = ((a->M + a->block_m - 1) / a->block_m) * ((a->N + a->block_n - 1) / a->block_n);
+        int64_t rows = a->M < a->block_m ? a->M : a->block_m, columns = a->N < a->block_n ? a->N : a->block_n;
+        if (blocks >= 2 * me_get_threads() || me_get_threads() == 1 || (rows <= 96 && columns <= 96)) break;
+        if (columns <= 96 || (rows >= columns && step == 16)) a->block_m = ((rows + 1) / 2 + 5) / 6 * 6;
+        else a->block_n = ((columns + 1) / 2 + step - 1) / step * step;
+    }
+    me_run(kernel, a, blocks, 1, a->M * a->N / blocks * a->K / 8);
+    return failed;
+}
+
 int me_gemm(int isa, float *c, const float *a_, const float *b, int a_transposed, int b_transposed, int64_t M, int64_t N,
             int64_t K) {
-    int failed = 0;
-    struct me_gemm a = {c, a_, b, &failed, a_transposed ? 1 : K, a_transposed ? M : 1, b_transposed ? 1 : N, b_transposed ? K : 1,
-                        M, N, K, 768, 384};
-    int64_t blocks;
-    for (;;) {
-        blocks = ((M + a.block_m - 1) / a.block_m) * ((N + a.block_n - 1) / a.block_n);
-        int64_t rows = M < a.block_m ? M : a.block_m, columns = N < a.block_n ? N : a.block_n;
-        if (blocks >= 2 * me_get_threads() || me_get_threads() == 1 || (rows <= 96 && columns <= 96)) break;
-        if (rows >= columns) a.block_m = ((rows + 1) / 2 + 5) / 6 * 6;
-        else a.block_n = ((columns + 1) / 2 + 15) / 16 * 16;
-    }
-    RUN(gemm, blocks, 1, M * N / blocks * K / 8);
-    return failed;
+    struct me_gemm a = {.c = c, .a = a_, .b = b, .a_row = a_transposed ? 1 : K, .a_k = a_transposed ? M : 1,
+                        .b_k = b_transposed ? 1 : N, .b_n = b_transposed ? K : 1, .M = M, .N = N, .K = K};
+    return cut_and_run(isa, me_table_of(isa)->gemm, &a);
+}
+
+int me_read_gemm(int isa, me_task *kernel, float *c, const float *a_, const void *weight, int back, int64_t M, int64_t out,
+                 int64_t in) {
+    int64_t N = back ? in : out, K = back ? out : in;
+    struct me_gemm a = {.c = c, .a = a_, .a_row = K, .a_k = 1, .b_k = back ? N : 1, .b_n = back ? 1 : K, .M = M, .N = N, .K = K,
+                        .weight = weight, .gemm = me_table_of(isa)->gemm};
+    return cut_and_run(isa, kernel, &a);
 }
 
 /* Few queries against many keys read each key once; more of them pay for a layout first. */

@@ -32,6 +32,12 @@ void me_int4_dequantize(int isa, float *weight, const uint8_t *qweight, const ui
     RUN(int4_dequantize, out, 1, in);
 }
 
+int me_int4_gemm(int isa, float *c, const float *a_, const uint8_t *qweight, const uint16_t *scales, int64_t group, int back, int64_t M,
+                 int64_t out, int64_t in) {
+    struct me_int4 weight = {.q = qweight, .s = scales, .group = group, .in = in};
+    return me_read_gemm(isa, me_table_of(isa)->int4_gemm, c, a_, &weight, back, M, out, in);
+}
+
 void me_int8_quantize(int isa, int8_t *xq, float *xscales, const float *x, int64_t N, int64_t in) {
     struct me_int8 a = {xq, xscales, x, in};
     RUN(int8_quantize, N, 1, 2 * in);
@@ -135,6 +141,11 @@ void me_half_linear(int isa, float *y, const float *x, const uint16_t *weight, i
     RUN(half_linear, out, 4, N * in / 4);
 }
 
+int me_half_gemm(int isa, float *c, const float *a_, const uint16_t *half, int bfloat, int back, int64_t M, int64_t out, int64_t in) {
+    struct me_half weight = {.weight = half, .bfloat = bfloat, .in = in};
+    return me_read_gemm(isa, me_table_of(isa)->half_gemm, c, a_, &weight, back, M, out, in);
+}
+
 void me_half_widen(int isa, float *out, const uint16_t *half, int bfloat, int64_t n) {
     struct me_half a = {.y = out, .weight = half, .bfloat = bfloat};
     RUN(half_widen, n, 1024, 1);
@@ -150,6 +161,12 @@ void me_nf4_dequantize(int isa, float *weight, const uint8_t *qweight, const flo
                        int64_t out, int64_t in) {
     struct me_nf4 a = {.w_out = weight, .q = qweight, .s = absmax, .table = codebook, .block = block, .in = in};
     RUN(nf4_dequantize, out, 1, 2 * in);
+}
+
+int me_nf4_gemm(int isa, float *c, const float *a_, const uint8_t *qweight, const float *absmax, const float *codebook, int64_t block,
+                int back, int64_t M, int64_t out, int64_t in) {
+    struct me_nf4 weight = {.q = qweight, .s = absmax, .table = codebook, .block = block, .in = in};
+    return me_read_gemm(isa, me_table_of(isa)->nf4_gemm, c, a_, &weight, back, M, out, in);
 }
 
 void me_mask_apply(int isa, float *out, const float *weight, const uint8_t *bits, int64_t n) {
@@ -193,4 +210,18 @@ void me_sparse_unpack(void *weight, const void *values, const uint8_t *bits, int
     if (size == 2) unpack(weight, values, bits, n, 2);
     else if (size == 4) unpack(weight, values, bits, n, 4);
     else unpack(weight, values, bits, n, 8);
+}
+
+int me_sparse_linear(int isa, float *y, const float *x, const uint8_t *bits, const void *values, const int64_t *starts, int half,
+                     int64_t N, int64_t out, int64_t in) {
+    int failed = 0;
+    struct me_sparse a = {y, x, bits, values, starts, &failed, half, starts[out], N, out, in};
+    RUN(sparse_linear, out, 4, N * in / 4);
+    return failed;
+}
+
+int me_sparse_gemm(int isa, float *c, const float *a_, const uint8_t *bits, const void *values, const int64_t *starts, int half,
+                   int back, int64_t M, int64_t out, int64_t in) {
+    struct me_sparse weight = {.bits = bits, .values = values, .starts = starts, .half = half, .kept = starts[out], .in = in};
+    return me_read_gemm(isa, me_table_of(isa)->sparse_gemm, c, a_, &weight, back, M, out, in);
 }

@@ -71,14 +71,35 @@ struct me_int_linear {
 void me_int_linears(int isa, me_task *product, struct me_int_linear *a, int n, int32_t offset, struct me_x8 *x8);
 struct me_q8 { float *w_out; const int8_t *q; const uint16_t *s; int64_t in; };
 struct me_half { float *y; const float *x; const uint16_t *weight; int bfloat; int64_t N, out, in; };
+/* bits (out, in / 8), values kept: floats, or float16 where `half`; those of row o begin at starts[o] */
+struct me_sparse {
+    float *y;
+    const float *x;
+    const uint8_t *bits;
+    const void *values;
+    const int64_t *starts;
+    int *failed;
+    int half;
+    int64_t kept, N, out, in;
+};
+/* Columns begin..end-1 of a packed weight's row as floats; begin is a multiple of 32. */
+typedef void me_read(float *to, const void *weight, int64_t row, int64_t begin, int64_t end);
 /* c (M, N) = sum_k a[m * a_row + k * a_k] * b[k * b_k + n * b_n]; one of a_row, a_k is 1 and one of b_k, b_n;
- * items are blocks of block_m x block_n results, counted row by row */
+ * items are blocks of block_m x block_n results, counted row by row. Where read is not NULL it gives the rows of b (of its
+ * transpose where b_k is 1), b itself is not looked at, and block_n is a multiple of 32. */
 struct me_gemm {
     float *c;
     const float *a, *b;
     int *failed;
     int64_t a_row, a_k, b_k, b_n, M, N, K, block_m, block_n;
+    me_read *read;
+    const void *weight;
+    me_task *gemm;  /* what a kernel that sets `read` hands itself on to */
 };
+/* The product of a with a packed weight (out, in): `kernel` reads `weight`. c (M, out) = a weight^T, or with `back`
+ * c (M, in) = a weight. Nonzero on want of memory. */
+int me_read_gemm(int isa, me_task *kernel, float *c, const float *a, const void *weight, int back, int64_t M, int64_t out,
+                 int64_t in);
 /* Attention over a cache: `groups` hold the rows of q in order. parts: NULL, or (N, H, spans) results of round_up(D, 16) + 2 */
 struct me_cached {
     float *out, *parts;
@@ -95,7 +116,8 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
 #define ME_WIDE_KERNELS(X) \
     X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
     X(cached_attention) X(join_spans) X(cache_store) \
-    X(int4_int8_linear) X(q8_int8_linear) X(int4_quantize) X(int4_dequantize) X(int8_quantize)
+    X(int4_int8_linear) X(q8_int8_linear) X(int4_quantize) X(int4_dequantize) X(int4_gemm) X(int8_quantize) \
+    X(sparse_linear) X(sparse_gemm)
 #define ME_OTHER_KERNELS(X) \
     X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
@@ -103,8 +125,8 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(normal) X(perturb) \
     X(int4_int8_partials) X(q8_dequantize) \
-    X(half_linear) X(half_widen) \
-    X(nf4_quantize) X(nf4_dequantize) \
+    X(half_linear) X(half_widen) X(half_gemm) \
+    X(nf4_quantize) X(nf4_dequantize) X(nf4_gemm) \
     X(mask_apply)
 #define ME_KERNELS(X) ME_WIDE_KERNELS(X) ME_OTHER_KERNELS(X)
 

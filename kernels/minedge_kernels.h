@@ -77,6 +77,10 @@ void me_perturb(int isa, float *out, float *other, const float *weight, float de
 void me_int4_quantize(int isa, uint8_t *qweight, uint16_t *scales, const float *weight, int64_t group, int64_t out, int64_t in);
 void me_int4_dequantize(int isa, float *weight, const uint8_t *qweight, const uint16_t *scales, int64_t group, int64_t out,
                         int64_t in);
+/* c (M, out) = a (M, in) weight^T, or with `back` c (M, in) = a (M, out) weight: the bits of me_gemm on the dequantized weight,
+ * of which only a part stands at a time. Nonzero on want of memory. The same for the other packed weights below. */
+int me_int4_gemm(int isa, float *c, const float *a, const uint8_t *qweight, const uint16_t *scales, int64_t group, int back, int64_t M,
+                 int64_t out, int64_t in);
 void me_int8_quantize(int isa, int8_t *xq, float *xscales, const float *x, int64_t N, int64_t in);
 /* xsums: 8 times the sum of each block of xq, (N, in/32) */
 void me_int8_sums(int32_t *xsums, const int8_t *xq, int64_t N, int64_t in);
@@ -92,6 +96,7 @@ void me_q8_dequantize(int isa, float *weight, const int8_t *qweight, const uint1
 
 /* 16-bit floats: float16, or bfloat16 where `bfloat`; arithmetic is float32. Any width. */
 void me_half_linear(int isa, float *y, const float *x, const uint16_t *weight, int bfloat, int64_t N, int64_t out, int64_t in);
+int me_half_gemm(int isa, float *c, const float *a, const uint16_t *weight, int bfloat, int back, int64_t M, int64_t out, int64_t in);
 void me_half_widen(int isa, float *out, const uint16_t *half, int bfloat, int64_t n);
 
 /* NF4. midpoints: 15 floats between the 16 of the codebook; in a multiple of block, block of 16 */
@@ -100,6 +105,9 @@ void me_nf4_quantize(int isa, uint8_t *qweight, float *absmax, const float *weig
 void me_nf4_dequantize(int isa, float *weight, const uint8_t *qweight, const float *absmax, const float *codebook, int64_t block,
                        int64_t out, int64_t in);
 
+int me_nf4_gemm(int isa, float *c, const float *a, const uint8_t *qweight, const float *absmax, const float *codebook, int64_t block,
+                int back, int64_t M, int64_t out, int64_t in);
+
 /* Masks: bit i % 8 of byte i / 8 says whether entry i is kept. out may be weight. */
 void me_mask_apply(int isa, float *out, const float *weight, const uint8_t *bits, int64_t n);
 /* number of ones in the first n bits */
@@ -107,6 +115,13 @@ int64_t me_mask_count(const uint8_t *bits, int64_t n);
 /* size: bytes of one entry, 2, 4 or 8 */
 void me_sparse_pack(void *values, const void *weight, const uint8_t *bits, int64_t n, int64_t size);
 void me_sparse_unpack(void *weight, const void *values, const uint8_t *bits, int64_t n, int64_t size);
+/* A pruned weight in its packed form: bits (out, in / 8), in a multiple of 8; the kept values, float32, or float16 where `half`;
+ * starts (out + 1): where each row's values begin, starts[out] of them in all. y (N, out) = x weight^T. No byte beyond the
+ * values is read even where bits and starts contradict each other. Nonzero on want of memory. */
+int me_sparse_linear(int isa, float *y, const float *x, const uint8_t *bits, const void *values, const int64_t *starts, int half,
+                     int64_t N, int64_t out, int64_t in);
+int me_sparse_gemm(int isa, float *c, const float *a, const uint8_t *bits, const void *values, const int64_t *starts, int half,
+                   int back, int64_t M, int64_t out, int64_t in);
 
 /* Keys and values of the tokens so far, one layer: k[slot][kv][j / 16][d][j % 16], v[slot][kv][j][0..Dp), j below `room`, a
  * multiple of 16, Dp the next multiple of 16 from D on; zeros where nothing was stored. ME_INT8: code * scale[slot][kv][j]. */

@@ -10,8 +10,30 @@
 
 #define DEPTH 384  /* part of K that is packed at a time: 16 columns of it are 16 KiB */
 #define ROWS 96    /* rows of a that pass before the next panel of b */
+#define UNPACKED (TILE_COLUMNS * DEPTH)  /* floats of a packed weight that are unpacked at a time */
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* pack_b for a packed weight: its rows become floats a few at a time, in `unpacked`, on their way into the panels. */
+static void read_b(float *packed, float *unpacked, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t n0, int64_t n1) {
+    if (g->b_k == 1) {  /* a row of the weight is a column of b */
+        for (int64_t n = n0; n < n1; n += TILE_COLUMNS, packed += depth * TILE_COLUMNS) {
+            int64_t count = smaller(TILE_COLUMNS, n1 - n);
+            for (int64_t j = 0; j < count; j++) g->read(unpacked + j * depth, g->weight, n + j, k0, k0 + depth);
+            pack_panel(packed, unpacked, depth, count, depth);
+        }
+        return;
+    }
+    for (int64_t k = 0; k < depth; k++) {
+        g->read(unpacked, g->weight, k0 + k, n0, n1);
+        for (int64_t n = n1; n < (n1 + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS; n++) unpacked[n - n0] = 0;
+        for (int64_t n = 0; n < n1 - n0; n += TILE_COLUMNS) {
+            float *to = packed + n * depth + k * TILE_COLUMNS;
+            v_store(to, v_load(unpacked + n));
+            v_store(to + LANES, v_load(unpacked + n + LANES));
+        }
+    }
+}
 
 /* b's rows k0.. and columns n0.. as panels of 16 columns: packed[panel][k][16] */
 static void pack_b(float *packed, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t n0, int64_t n1) {
@@ -76,10 +98,12 @@ INLINE void any_tile(int64_t rows, int64_t columns, float *c, int64_t c_row, con
 }
 
 /* One block of results, rows m0..m1-1, columns n0..n1-1. */
-static void block(const struct me_gemm *g, float *packed_b, float *packed_a, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+static void block(const struct me_gemm *g, float *packed_b, float *packed_a, float *unpacked, int64_t m0, int64_t m1, int64_t n0,
+                  int64_t n1) {
     for (int64_t k0 = 0; k0 < g->K; k0 += DEPTH) {
         int64_t depth = smaller(DEPTH, g->K - k0);
-        pack_b(packed_b, g, k0, depth, n0, n1);
+        if (g->read) read_b(packed_b, unpacked, g, k0, depth, n0, n1);
+        else pack_b(packed_b, g, k0, depth, n0, n1);
         for (int64_t i0 = m0; i0 < m1; i0 += ROWS) {
             int64_t i1 = smaller(i0 + ROWS, m1);
             const float *a = g->a + i0 * g->a_row + k0;
@@ -101,21 +125,27 @@ static void block(const struct me_gemm *g, float *packed_b, float *packed_a, int
 
 /* rows <= 2 of a against rows of a transposed b, as when one token is decoded: b is read once, so it is turned over in
  * registers instead of being packed. The same sums in the same order as block(). */
-INLINE void few_columns(const int rows, const int vectors, const struct me_gemm *g, int64_t m, int64_t n) {
+INLINE void few_columns(const int rows, const int vectors, const struct me_gemm *g, float *unpacked, int64_t m, int64_t n) {
     for (int64_t k0 = 0; k0 < g->K; k0 += DEPTH) {
-        int64_t k = k0, end = smaller(k0 + DEPTH, g->K);
-        const float *a = g->a + m * g->a_row, *b = g->b + n * g->b_n;
+        int64_t k = 0, end = smaller(DEPTH, g->K - k0), b_n = g->b_n;
+        const float *a = g->a + m * g->a_row + k0, *b = unpacked;
+        if (g->read) {
+            for (int64_t j = 0; j < LANES * vectors; j++) g->read(unpacked + j * end, g->weight, n + j, k0, k0 + end);
+            b_n = end;
+        } else {
+            b = g->b + n * g->b_n + k0;
+        }
         vf s[2][2] = {{v_set(0), v_set(0)}, {v_set(0), v_set(0)}};
         for (; k + 8 <= end; k += 8) {
             vf columns[2][8];
-            for (int v = 0; v < vectors; v++) transpose8(columns[v], b + 8 * v * g->b_n + k, g->b_n);
+            for (int v = 0; v < vectors; v++) transpose8(columns[v], b + 8 * v * b_n + k, b_n);
             for (int j = 0; j < 8; j++)
                 for (int r = 0; r < rows; r++)
                     for (int v = 0; v < vectors; v++) s[r][v] = v_fma(v_set(a[r * g->a_row + k + j]), columns[v][j], s[r][v]);
         }
         for (; k < end; k++) {
             float column[2 * LANES];
-            for (int i = 0; i < LANES * vectors; i++) column[i] = b[i * g->b_n + k];
+            for (int i = 0; i < LANES * vectors; i++) column[i] = b[i * b_n + k];
             for (int r = 0; r < rows; r++)
                 for (int v = 0; v < vectors; v++)
                     s[r][v] = v_fma(v_set(a[r * g->a_row + k]), v_load(column + LANES * v), s[r][v]);
@@ -129,9 +159,9 @@ INLINE void few_columns(const int rows, const int vectors, const struct me_gemm 
 }
 
 /* Whole groups of 16 columns, and of 8 (an adapter of rank 8 has no more); returns the first column that is left. */
-INLINE int64_t few_rows(const int rows, const struct me_gemm *g, int64_t m, int64_t n0, int64_t n1) {
-    for (; n0 + 16 <= n1; n0 += 16) few_columns(rows, 2, g, m, n0);
-    for (; n0 + 8 <= n1; n0 += 8) few_columns(rows, 1, g, m, n0);
+INLINE int64_t few_rows(const int rows, const struct me_gemm *g, float *unpacked, int64_t m, int64_t n0, int64_t n1) {
+    for (; n0 + 16 <= n1; n0 += 16) few_columns(rows, 2, g, unpacked, m, n0);
+    for (; n0 + 8 <= n1; n0 += 8) few_columns(rows, 1, g, unpacked, m, n0);
     return n0;
 }
 
@@ -140,21 +170,30 @@ ME_KERNEL(gemm) {
     int64_t depth = smaller(DEPTH, g->K), columns = (smaller(g->block_n, g->N) + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
     size_t floats = (size_t)((columns + ROWS) * depth + 15) / 16 * 16;
     float *packed = NULL;  /* few rows need none */
+    float *unpacked = NULL;
+    if (g->read) {
+        unpacked = aligned_alloc(64, UNPACKED * sizeof(float));
+        if (unpacked == NULL) {
+            *g->failed = 1;
+            return;
+        }
+    }
     int64_t across = (g->N + g->block_n - 1) / g->block_n;
     for (int64_t item = begin; item < end; item++) {
         int64_t m0 = item / across * g->block_m, n0 = item % across * g->block_n;
         int64_t m1 = smaller(m0 + g->block_m, g->M), n1 = smaller(n0 + g->block_n, g->N);
         if (g->a_k == 1 && g->b_k == 1 && m1 - m0 <= 2) {
-            if (m1 - m0 == 1) n0 = few_rows(1, g, m0, n0, n1);
-            else n0 = few_rows(2, g, m0, n0, n1);
+            if (m1 - m0 == 1) n0 = few_rows(1, g, unpacked, m0, n0, n1);
+            else n0 = few_rows(2, g, unpacked, m0, n0, n1);
             if (n0 == n1) continue;  /* else the columns that are left take the general way */
         }
         if (packed == NULL) packed = aligned_alloc(64, floats * sizeof(float));
         if (packed == NULL) {
             *g->failed = 1;
-            return;
+            break;
         }
-        block(g, packed, packed + columns * depth, m0, m1, n0, n1);
+        block(g, packed, packed + columns * depth, unpacked, m0, m1, n0, n1);
     }
     free(packed);
+    free(unpacked);
 }

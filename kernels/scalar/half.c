@@ -91,10 +91,28 @@ ME_KERNEL(half_linear) {
     else half_product(a, 0, begin, end);
 }
 
+INLINE void widen_all(float *y, const uint16_t *h, int64_t n, const int bfloat) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) v_store(y + i, widen(h + i, bfloat));
+    if (i < n) v_store_part(y + i, widen_part(h + i, n - i, bfloat), n - i);
+}
+
 /* y = float(weight), exact; items are numbers */
 ME_KERNEL(half_widen) {
     const struct me_half *a = args;
-    int64_t i = begin;
-    for (; i + LANES <= end; i += LANES) v_store(a->y + i, widen(a->weight + i, a->bfloat));
-    if (i < end) v_store_part(a->y + i, widen_part(a->weight + i, end - i, a->bfloat), end - i);
+    if (a->bfloat) widen_all(a->y + begin, a->weight + begin, end - begin, 1);
+    else widen_all(a->y + begin, a->weight + begin, end - begin, 0);
+}
+
+static void read_row(float *w, const void *weight, int64_t row, int64_t from, int64_t to) {
+    const struct me_half *a = weight;
+    if (a->bfloat) widen_all(w, a->weight + row * a->in + from, to - from, 1);
+    else widen_all(w, a->weight + row * a->in + from, to - from, 0);
+}
+
+/* dout weight: scalar/gemm.c on panels that are filled with widened rows */
+ME_KERNEL(half_gemm) {
+    struct me_gemm g = *(const struct me_gemm *)args;
+    g.read = read_row;
+    g.gemm(&g, begin, end);
 }

@@ -35,13 +35,13 @@ ME_KERNEL(int4_quantize) {
     }
 }
 
-/* weight = scale * (code - 8) */
-ME_KERNEL(int4_dequantize) {
-    const struct me_int4 *a = args;
+/* weight = scale * (code - 8), whole blocks of a row */
+static void read_row(float *w, const void *weight, int64_t row, int64_t from, int64_t to) {
+    const struct me_int4 *a = weight;
     int64_t blocks = a->in / BLOCK, per_group = a->group / BLOCK;
-    for (int64_t b = begin * blocks; b < end * blocks; b++) {
+    for (int64_t b = row * blocks + from / BLOCK; b < row * blocks + to / BLOCK; b++, w += BLOCK) {
         const uint8_t *q = a->q + b * 16;
-        float scale = half_to_float(a->s[b / per_group]), *w = a->w_out + b * BLOCK;
+        float scale = half_to_float(a->s[b / per_group]);
 #if defined(ME_AVX2)  /* eight bytes widened at once: 4.4 times what the compiler makes of the loop below */
         for (int j = 0; j < 16; j += LANES) {
             vi both = (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(q + j)));
@@ -55,6 +55,19 @@ ME_KERNEL(int4_dequantize) {
         }
 #endif
     }
+}
+
+/* items are rows */
+ME_KERNEL(int4_dequantize) {
+    const struct me_int4 *a = args;
+    for (int64_t row = begin; row < end; row++) read_row(a->w_out + row * a->in, a, row, 0, a->in);
+}
+
+/* x weight^T, or dout weight: scalar/gemm.c on panels that are filled from the codes */
+ME_KERNEL(int4_gemm) {
+    struct me_gemm g = *(const struct me_gemm *)args;
+    g.read = read_row;
+    g.gemm(&g, begin, end);
 }
 
 /* d = max|x| / 127 per block; xq = x / d, halves away from zero; what is not a number becomes 0 */

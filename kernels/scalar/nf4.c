@@ -46,10 +46,25 @@ INLINE void read_block(float *w, const uint8_t *q, const float *table, float sca
 }
 #endif
 
-/* weight = absmax * codebook[code] */
+/* weight = absmax * codebook[code], some columns of a row: to and from may lie inside a block */
+static void read_row(float *w, const void *weight, int64_t row, int64_t from, int64_t to) {
+    const struct me_nf4 *a = weight;
+    for (int64_t i = from; i < to;) {
+        int64_t b = i / a->block, stop = (b + 1) * a->block < to ? (b + 1) * a->block : to;
+        read_block(w + i - from, a->q + (row * a->in + i) / 2, a->table, a->s[row * (a->in / a->block) + b], (stop - i) / 2);
+        i = stop;
+    }
+}
+
+/* items are rows */
 ME_KERNEL(nf4_dequantize) {
     const struct me_nf4 *a = args;
-    int64_t block = a->block, blocks = a->in / block;
-    for (int64_t b = begin * blocks; b < end * blocks; b++)
-        read_block(a->w_out + b * block, a->q + b * block / 2, a->table, a->s[b], block / 2);
+    for (int64_t row = begin; row < end; row++) read_row(a->w_out + row * a->in, a, row, 0, a->in);
+}
+
+/* x weight^T, or dout weight: scalar/gemm.c on panels that are filled from the codes */
+ME_KERNEL(nf4_gemm) {
+    struct me_gemm g = *(const struct me_gemm *)args;
+    g.read = read_row;
+    g.gemm(&g, begin, end);
 }

@@ -38,7 +38,7 @@ GROUP_SIZES = (32, 64, 128)
 # round finer; 8/7 is where the side that clips just fits.
 MULTIPLIERS = tuple(np.arange(0.72, 1.16, 0.02).round(2).tolist())
 CHUNK = 1 << 20  # weights searched at a time
-TILE = 1 << 20  # weights dense at a time in a float product: a head of 65 million would take 262 MB
+TILE = 1 << 20  # weights dense at a time in a float product, c apart: a head of 65 million would take 262 MB
 
 
 @register("int4")
@@ -67,7 +67,7 @@ class Int4(LinearKind):
         if int8:  # decoding: integer dot products over activations rounded to int8; never differentiated
             return ops.int4_int8_linear(x, qweight, scales, self.group_size), ()
         tiles = _tiles(*qweight.shape)
-        if len(tiles) == 1:
+        if ops.name == "c" or len(tiles) == 1:  # c reads the codes as it multiplies, nothing stands dense
             return ops.int4_linear_forward(x, qweight, scales, self.group_size)
         out = np.empty((*x.shape[:-1], len(qweight)), x.dtype)
         for rows in tiles:
@@ -79,7 +79,7 @@ class Int4(LinearKind):
     ) -> tuple[Array, dict[str, Array]]:
         qweight, scales, group_size = cache
         tiles = _tiles(*qweight.shape)
-        if len(tiles) == 1:
+        if ops.name == "c" or len(tiles) == 1:
             return ops.int4_linear_backward(dout, cache), {}
         dx = np.zeros((*dout.shape[:-1], 2 * qweight.shape[1]), dout.dtype)
         for rows in tiles:  # the part of each tile is added in order

@@ -86,7 +86,7 @@ class _Walk:
     def linear(self, name: str, keep: bool) -> int:
         """Forward of a matrix: what it keeps. The output is counted by the caller."""
         out, width = self.shapes[name]
-        need = need_of(self.linears[name], self.N, out, width)
+        need = need_of(self.linears[name], self.N, out, width, self.tier)
         perturbed = max((size for key, size in self.own(name).items() if key in self.noisy), default=0)
         biased = F * self.N * out if f"{name}.bias" in self.bytes else 0
         self.t.spike(F * self.N * out + max(need.forward + perturbed, biased))
@@ -95,7 +95,7 @@ class _Walk:
     def linear_backward(self, name: str) -> None:
         """Backward of a matrix: its gradients stay. The input's gradient is counted by the caller."""
         out, width = self.shapes[name]
-        self.t.spike(F * self.N * width + need_of(self.linears[name], self.N, out, width).backward)
+        self.t.spike(F * self.N * width + need_of(self.linears[name], self.N, out, width, self.tier).backward)
         self.t.hold("gradients", sum(size for key, size in self.own(name).items() if key in self.wanted))
 
     def made(self, i: int, roles: tuple[str, ...]) -> int:
@@ -246,7 +246,7 @@ def inference(
     perturbed = sum(size for key, size in walk.own(head).items() if key in noisy)
     rows = tile_rows(walk.N, LOGIT_TILE // V)
     tile = F * rows * V + (F * rows * config.n_embd if rows < walk.N else 0)
-    unpacked = need_of(linears[head], rows, *walk.shapes[head]).forward
+    unpacked = need_of(linears[head], rows, *walk.shapes[head], tier).forward
     trace.spike(perturbed + tile + max(unpacked, walk.elementwise(F * rows * V, 2)))
     trace.free("activations", 2 * walk.X if noisy else walk.X)
 
@@ -269,7 +269,7 @@ def training_step(
     trace.where = "logits and their gradient"
     rows = tile_rows(walk.N, training_rows(config, wanted))
     logits, tile = F * rows * config.vocab_size, F * rows * config.n_embd
-    need = need_of(linears[head], rows, *walk.shapes[head])
+    need = need_of(linears[head], rows, *walk.shapes[head], tier)
     trace.hold("activations", walk.X)  # gradient of the final norm's output
     trace.spike(logits + need.forward)
     trace.hold("activations", need.kept)

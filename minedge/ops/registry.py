@@ -26,6 +26,7 @@ _NF4 = ("nf4_quantize", "nf4_dequantize")
 _Q8 = ("q8_int8_linear",)
 _HALF = ("half_widen", "half_linear_forward", "half_linear_backward")
 _ABSMAX = ("absmax_quantize", "absmax_dequantize")
+_SPARSE = ("sparse_linear_forward", "sparse_linear_backward")
 _MASKS = ("mask_apply", "mask_apply_", "sparse_pack", "sparse_unpack")
 _PRODUCTS = tuple(f"{weight}linear_{way}" for weight in ("", "int4_", "nf4_") for way in ("forward", "backward"))
 
@@ -37,6 +38,7 @@ OPS: dict[str, dict[str, str]] = {
 OPS.update({name: {"numpy": "native", "numba": "blas", "c": "native"} for name in _PRODUCTS})
 # NF4's block scales are one number for 64 weights: NumPy is fast enough for them everywhere.
 OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in _ABSMAX})
-# Eight-bit weights and sixteen-bit floats are made once: NumPy is fast enough for that. Numba knows no float16.
+# Eight-bit weights and sixteen-bit floats are made once: NumPy is fast enough for that. Numba knows no float16, and
+# packed pruned weights are for memory and the c tier's speed.
 OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in ("q8_quantize", "half_round")})
-OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "native"} for name in ("q8_dequantize", *_HALF)})
+OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "native"} for name in ("q8_dequantize", *_HALF, *_SPARSE)})

@@ -56,6 +56,14 @@ def _bits(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.packbits(rng.random(n) < 0.5, bitorder="little")
 
 
+def _sparse(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A pruned weight of n % 7 + 1 rows, 8 (n // 4 + 1) columns; float32 and float16 by turns, all densities."""
+    keep = rng.random((n % 7 + 1, 8 * (n // 4 + 1))) < rng.choice([0.05, 0.3, 0.5, 0.95, 1.0])
+    counts = keep.sum(axis=1)
+    values = _f(rng, int(counts.sum())).astype(np.float16 if n % 2 else np.float32)
+    return np.packbits(keep, bitorder="little"), values, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
 def _attention(rng: np.random.Generator, n: int, backward: bool = False) -> tuple:
     width, queries = n % 19 + 1, n // 4 + 1
     keys = queries + n % 3
@@ -120,6 +128,8 @@ CASES: dict[str, Case] = {
     "nf4_linear_backward": lambda r, n: (_f(r, 2, n % 5 + 1), (*_nf4(r, n), 32)),
     "mask_apply": lambda r, n: (_f(r, n), _bits(r, n)),
     "mask_apply_": lambda r, n: (_f(r, n), _bits(r, n)),
+    "sparse_linear_forward": lambda r, n: (_f(r, n % 9 + 1, 8 * (n // 4 + 1)), *_sparse(r, n)),
+    "sparse_linear_backward": lambda r, n: (_f(r, n % 5 + 1, n % 7 + 1), _sparse(r, n)),
     "sparse_pack": lambda r, n: (_f(r, n), _bits(r, n)),
     "sparse_unpack": lambda r, n: (_f(r, n // 2), np.packbits(np.arange(n) % 2 == 1, bitorder="little"), (n,)),
 }

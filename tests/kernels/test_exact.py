@@ -170,3 +170,23 @@ def test_masks(isa, n, dtype):
         assert ops["mask_apply"](w, bits).tobytes() == dense.tobytes()
         ops["mask_apply_"](w, bits)
         assert w.tobytes() == dense.tobytes()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 40, 64), (1, 37, 128), (2, 45, 832), (5, 33, 64), (7, 800, 832), (100, 97, 1600)]
+)
+def test_products_with_packed_weights_are_those_with_the_dense_ones(isa, shape):
+    """The weight is unpacked a few rows at a time on its way into the product: not one bit may differ."""
+    rows, out, width = shape
+    ops, rng = c_ops.load(isa), np.random.default_rng(rows)
+    x, dout, w = (rng.standard_normal(s, dtype=np.float32) for s in ((rows, width), (rows, out), (out, width)))
+    for kind, *sizes in (("nf4", 32), ("nf4", 64), ("int4", 32), ("int4", 64)):
+        packed = (*ops[f"{kind}_quantize"](w, *sizes), *sizes)
+        dense = ops[f"{kind}_dequantize"](*packed)
+        y, cache = ops[f"{kind}_linear_forward"](x, *packed)
+        assert y.tobytes() == ops["linear_forward"](x, dense)[0].tobytes(), kind
+        want = ops["linear_backward"](dout, (x, dense), False)[0]
+        assert ops[f"{kind}_linear_backward"](dout, cache).tobytes() == want.tobytes(), kind
+    for half in (w.astype(np.float16), (w.view(np.uint32) >> 16).astype(np.uint16)):
+        want = ops["linear_backward"](dout, (x, ops["half_widen"](half)), False)[0]
+        assert ops["half_linear_backward"](dout, (half,)).tobytes() == want.tobytes()

@@ -13,7 +13,7 @@ from tests.kernels.cases import CASES, ISAS, bits_of, outputs
 from tests.kernels.guarded import GuardedNumpy, guarded_copy
 from tests.python import PYTHON
 
-FILES = ("layers", "attention", "attention_decode", "loss", "optim", "noise", "int4", "q8", "nf4", "half", "masks")
+FILES = c_ops.FILES
 SIZES = [*range(1, 35), 63, 64, 65, 100, 127, 128, 129, 300]
 
 

@@ -22,6 +22,14 @@ def f(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=F)
 
 
+def pruned(out: int, width: int, dtype: type = np.float32) -> tuple:
+    """A packed pruned weight: bits, values, starts."""
+    weight = f(out, width, seed=6)
+    keep = weight > 0.2
+    starts = np.concatenate([[0], np.cumsum(keep.sum(axis=1))]).astype(np.int64)
+    return np.packbits(keep, bitorder="little"), weight[keep].astype(dtype), starts
+
+
 def big(name: str) -> tuple:
     """Arguments large enough for the pool to split the work."""
     rng = np.random.default_rng(3)
@@ -52,6 +60,8 @@ def big(name: str) -> tuple:
         "half_linear_forward": lambda: (f(21, 255), f(301, 255).astype(np.float16)),
         "half_linear_backward": lambda: (f(21, 301), (f(301, 255).astype(np.float16),)),
         "half_widen": lambda: (f(301, 255).astype(np.float16),),
+        "sparse_linear_forward": lambda: (f(21, 256), *pruned(301, 256)),
+        "sparse_linear_backward": lambda: (f(21, 301), pruned(301, 256)),
         "int4_int8_linear": lambda: (f(21, 256), rng.integers(0, 256, (300, 128), dtype=np.uint8),
                                      f(300, 8).astype(np.float16), 32),
         "int4_int8_partials": lambda: (rng.integers(-128, 128, (7, 256), dtype=np.int8),
@@ -102,6 +112,8 @@ def test_batch_size_changes_no_bit(isa):
         lambda a: ops["q8_int8_linear"](a, codes, s),
         lambda a: ops["half_linear_forward"](a, f(33, 96, seed=2).astype(np.float16))[0],
         lambda a: ops["half_linear_forward"](a[:, :95], np.resize(q, (33, 95)).astype(np.uint16) << 7)[0],
+        lambda a: ops["sparse_linear_forward"](a, *pruned(33, 96))[0],
+        lambda a: ops["sparse_linear_forward"](a, *pruned(33, 96, np.float16))[0],
         lambda a: ops["swiglu_forward"](a, a)[0],
         lambda a: ops["gelu_forward"](a)[0],
         lambda a: ops["cached_attention"](a.reshape(1, -1, 6, 16), keys[:, : 400 + len(a)], keys[:, : 400 + len(a)])[0],
@@ -123,6 +135,7 @@ def test_shapes_beyond_one_tile_change_no_bit(isa, restore_threads):
         lambda a: ops["int4_int8_linear"](a, q, s, 64),
         lambda a: ops["q8_int8_linear"](a, codes, scales),
         lambda a: ops["half_linear_forward"](a, w.astype(np.float16))[0],
+        lambda a: ops["sparse_linear_forward"](a, *pruned(45, 4096))[0],
     ):
         whole = one(x)
         for row in (0, 8, 50, 79, 80, 87, 96, 98):

@@ -14,6 +14,16 @@ import minedge.ops
 
 MUTANTS = [
     Mutant(
+        "kept values in the wrong order",
+        "sparse",
+        "sparse_unpack(kept, ",
+        "sparse_unpack(kept[::-1], ",
+        "sparse_linear",
+    ),
+    Mutant(
+        "pruned weights' signs lost in backward", "sparse", "rows] @ weight\n", "rows] @ abs(weight)\n", "sparse_linear"
+    ),
+    Mutant(
         "no 1/sqrt(D) in attention's backward",
         "attention",
         " / np.sqrt(D).astype(q.dtype)\n    dq",

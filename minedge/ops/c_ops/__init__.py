@@ -18,7 +18,9 @@ from minedge.ops.registry import OPS
 
 __all__ = ["available", "isa", "isas", "load", "set_isa", "set_threads", "threads", "why_not"]
 
-FILES = ("layers", "attention", "attention_decode", "loss", "optim", "noise", "int4", "q8", "nf4", "half", "masks")
+FILES = (
+    "layers", "attention", "attention_decode", "loss", "optim", "noise", "int4", "q8", "nf4", "half", "masks", "sparse",
+)  # fmt: skip
 _current: list[int] = []  # index of the instruction set in use, decided at first need
 
 

@@ -7,13 +7,12 @@ import math
 import numpy as np
 
 from minedge.ops.c_ops.checks import dense, f32, need
-from minedge.ops.c_ops.native import ffi, floats, lib, product
+from minedge.ops.c_ops.native import ffi, floats, lib, packed_product
 
 __all__ = ["OPS"]
 
 Array = np.ndarray
 F32, F16, U16 = np.float32, np.dtype(np.float16), np.dtype(np.uint16)
-TILE = 1 << 20  # weights that are float32 at a time in backward
 
 
 def _half(a: Array, name: str) -> Array:
@@ -50,13 +49,9 @@ def half_linear_backward(isa: int, dout: Array, cache: tuple) -> Array:
     dout, weight = f32(dout, "dout"), _half(cache[0], "weight")
     out, width = weight.shape
     need(dout.ndim >= 1 and dout.shape[-1] == out, f"dout: expected (..., {out}), got {dout.shape}")
-    N, step = math.prod(dout.shape[:-1]), max(1, TILE // max(1, width))
-    dx = np.zeros((*dout.shape[:-1], width), F32)
-    for row in range(0, out, step):
-        part = half_widen(isa, weight[row : row + step])
-        tile = np.empty_like(dx)
-        product(isa, tile, np.ascontiguousarray(dout[..., row : row + step]), part, False, False, N, width, len(part))
-        dx += tile
+    dx = np.empty((*dout.shape[:-1], width), F32)
+    packed = _bits(weight), weight.dtype == U16
+    packed_product(lib.me_half_gemm, isa, dx, dout, packed, True, math.prod(dout.shape[:-1]), out, width)
     return dx
 
 

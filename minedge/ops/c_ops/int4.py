@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from minedge.ops.c_ops.checks import dense, f32, need
-from minedge.ops.c_ops.native import floats, halves, lib, product, signed_bytes, unsigned_bytes, words
+from minedge.ops.c_ops.native import floats, halves, lib, packed_product, signed_bytes, unsigned_bytes, words
 
 __all__ = ["OPS"]
 
@@ -50,22 +50,21 @@ def int4_dequantize(isa: int, qweight: Array, scales: Array, group_size: int) ->
 
 def int4_linear_forward(isa: int, x: Array, qweight: Array, scales: Array, group_size: int) -> tuple[Array, tuple]:
     x = f32(x, "x")
-    weight = int4_dequantize(isa, qweight, scales, group_size)
-    need(x.ndim >= 1 and x.shape[-1] == weight.shape[1], f"x: expected (..., {weight.shape[1]}), got {x.shape}")
-    out = np.empty((*x.shape[:-1], weight.shape[0]), F32)
-    product(isa, out, x, weight, False, True, math.prod(x.shape[:-1]), *weight.shape)
-    return out, (qweight, scales, group_size)
+    qweight, scales, out, width = _packed(qweight, scales, group_size)
+    need(x.ndim >= 1 and x.shape[-1] == width, f"x: expected (..., {width}), got {x.shape}")
+    y = np.empty((*x.shape[:-1], out), F32)
+    weight = unsigned_bytes(qweight), halves(scales), group_size
+    packed_product(lib.me_int4_gemm, isa, y, x, weight, False, math.prod(x.shape[:-1]), out, width)
+    return y, (qweight, scales, group_size)
 
 
 def int4_linear_backward(isa: int, dout: Array, cache: tuple) -> Array:
-    dout = f32(dout, "dout")
-    weight = int4_dequantize(isa, *cache)
-    need(
-        dout.ndim >= 1 and dout.shape[-1] == weight.shape[0],
-        f"dout: expected (..., {weight.shape[0]}), got {dout.shape}",
-    )
-    dx = np.empty((*dout.shape[:-1], weight.shape[1]), F32)
-    product(isa, dx, dout, weight, False, False, math.prod(dout.shape[:-1]), weight.shape[1], weight.shape[0])
+    dout, group_size = f32(dout, "dout"), cache[2]
+    qweight, scales, out, width = _packed(*cache)
+    need(dout.ndim >= 1 and dout.shape[-1] == out, f"dout: expected (..., {out}), got {dout.shape}")
+    dx = np.empty((*dout.shape[:-1], width), F32)
+    weight = unsigned_bytes(qweight), halves(scales), group_size
+    packed_product(lib.me_int4_gemm, isa, dx, dout, weight, True, math.prod(dout.shape[:-1]), out, width)
     return dx
 
 

@@ -73,6 +73,17 @@ if lib is not None:
         elif out.size and lib.me_gemm(isa, floats(out), floats(a), floats(b), a_t, b_t, M, N, K):
             raise MemoryError("matrix product: no memory for its packed operands")
 
+    def packed_product(
+        gemm: Any, isa: int, out: np.ndarray, a: np.ndarray, weight: tuple, back: bool, M: int, rows: int, width: int
+    ) -> None:
+        """out = a weight.T, or with `back` a weight, for a packed weight (rows, width) that `gemm` reads from the
+        arguments `weight`; shapes must have been checked.
+        """
+        if (rows if back else width) == 0:
+            out[...] = 0
+        elif out.size and gemm(isa, floats(out), floats(a), *weight, back, M, rows, width):
+            raise MemoryError("matrix product: no memory for its packed operands")
+
     def find_bad_id(ids: np.ndarray, limit: int) -> int:
         return lib.me_find_bad_id(longs(ids), ids.size, limit)
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from minedge.ops.c_ops.checks import dense, f32, need
-from minedge.ops.c_ops.native import floats, lib, product, unsigned_bytes
-from minedge.ops.numpy_ops.nf4 import CODEBOOK, MIDPOINTS, TILE
+from minedge.ops.c_ops.native import floats, lib, packed_product, unsigned_bytes
+from minedge.ops.numpy_ops.nf4 import CODEBOOK, MIDPOINTS
 
 __all__ = ["OPS"]
 
@@ -49,7 +49,9 @@ def nf4_quantize(isa: int, weight: Array, block_size: int) -> tuple[Array, Array
 def nf4_dequantize(isa: int, qweight: Array, absmax: Array, block_size: int) -> Array:
     qweight, absmax, out, width = _packed(qweight, absmax, block_size)
     weight = np.empty((out, width), F32)
-    _dequantize(isa, weight, qweight, absmax, block_size)
+    lib.me_nf4_dequantize(
+        isa, floats(weight), unsigned_bytes(qweight), floats(absmax), floats(CODEBOOK), block_size, out, width
+    )
     return weight
 
 
@@ -57,42 +59,20 @@ def nf4_linear_forward(isa: int, x: Array, qweight: Array, absmax: Array, block_
     x = f32(x, "x")
     qweight, absmax, out, width = _packed(qweight, absmax, block_size)
     need(x.ndim >= 1 and x.shape[-1] == width, f"x: expected (..., {width}), got {x.shape}")
-    N, step = math.prod(x.shape[:-1]), _rows(out, width)
-    y, weight = np.empty((*x.shape[:-1], out), F32), np.empty((step, width), F32)
-    for row in range(0, out, step):
-        part = weight[: min(step, out - row)]
-        _dequantize(isa, part, qweight[row : row + step], absmax[row : row + step], block_size)
-        tile = y if len(part) == out else np.empty((*x.shape[:-1], len(part)), F32)
-        product(isa, tile, x, part, False, True, N, len(part), width)
-        if tile is not y:
-            y[..., row : row + step] = tile
+    y = np.empty((*x.shape[:-1], out), F32)
+    weight = unsigned_bytes(qweight), floats(absmax), floats(CODEBOOK), block_size
+    packed_product(lib.me_nf4_gemm, isa, y, x, weight, False, math.prod(x.shape[:-1]), out, width)
     return y, (qweight, absmax, block_size)
 
 
 def nf4_linear_backward(isa: int, dout: Array, cache: tuple) -> Array:
-    dout = f32(dout, "dout")
+    dout, block_size = f32(dout, "dout"), cache[2]
     qweight, absmax, out, width = _packed(*cache)
     need(dout.ndim >= 1 and dout.shape[-1] == out, f"dout: expected (..., {out}), got {dout.shape}")
-    N, step = math.prod(dout.shape[:-1]), _rows(out, width)
-    dx, weight = np.zeros((*dout.shape[:-1], width), F32), np.empty((step, width), F32)
-    for row in range(0, out, step):
-        part = weight[: min(step, out - row)]
-        _dequantize(isa, part, qweight[row : row + step], absmax[row : row + step], cache[2])
-        tile = np.empty_like(dx)
-        product(isa, tile, np.ascontiguousarray(dout[..., row : row + step]), part, False, False, N, width, len(part))
-        dx += tile
+    dx = np.empty((*dout.shape[:-1], width), F32)
+    weight = unsigned_bytes(qweight), floats(absmax), floats(CODEBOOK), block_size
+    packed_product(lib.me_nf4_gemm, isa, dx, dout, weight, True, math.prod(dout.shape[:-1]), out, width)
     return dx
-
-
-def _dequantize(isa: int, weight: Array, qweight: Array, absmax: Array, block_size: int) -> None:
-    """Into `weight`; slices of rows are contiguous, and all else has been checked."""
-    lib.me_nf4_dequantize(
-        isa, floats(weight), unsigned_bytes(qweight), floats(absmax), floats(CODEBOOK), block_size, *weight.shape
-    )
-
-
-def _rows(out: int, width: int) -> int:
-    return min(max(out, 1), max(1, TILE // max(1, width)))
 
 
 OPS = {

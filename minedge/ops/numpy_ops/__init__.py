@@ -43,6 +43,7 @@ from minedge.ops.numpy_ops.nf4 import (
 from minedge.ops.numpy_ops.noise import normal, perturb, perturb_, perturb_both
 from minedge.ops.numpy_ops.optim import adamw_, sum_squares
 from minedge.ops.numpy_ops.q8 import q8_dequantize, q8_int8_linear, q8_quantize
+from minedge.ops.numpy_ops.sparse import sparse_linear_backward, sparse_linear_forward
 
 __all__ = [
     "absmax_dequantize",
@@ -91,6 +92,8 @@ __all__ = [
     "rms_norm_forward",
     "rotary_backward",
     "rotary_forward",
+    "sparse_linear_backward",
+    "sparse_linear_forward",
     "sparse_pack",
     "sparse_unpack",
     "sum_squares",

@@ -26,6 +26,7 @@ from op_checks.layers import (
 )
 from op_checks.nf4 import check_absmax, check_nf4_linear, check_nf4_quantize
 from op_checks.q8 import check_q8, check_q8_product
+from op_checks.sparse import check_sparse_linear
 from op_checks.training import check_adamw, check_cross_entropy, check_masks, check_noise, check_sum_squares
 
 __all__ = ["CHECKS", "RATIOS", "Check", "Cross"]
@@ -228,6 +229,17 @@ CHECKS: dict[str, Check] = {
         dict(N=_ROWS, C=_WIDTH, M=_WIDTH),
         ("half_linear_forward", "half_linear_backward"),
         dict(N=9, C=33, M=17),
+    ),
+    "sparse_linear": Check(
+        check_sparse_linear,
+        dict(
+            N=_ROWS,
+            blocks=st.integers(1, 20),
+            M=st.sampled_from([1, 2, 4, 5, 8, 9]),
+            density=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+        ),
+        ("sparse_linear_forward", "sparse_linear_backward"),
+        dict(N=4, blocks=9, M=9, density=0.5),
     ),
     "partials": Check(
         check_partials,
