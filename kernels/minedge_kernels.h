@@ -156,6 +156,7 @@ enum me_op {
     ME_OP_INT4,         /* the same of the codes x and int4 w, w2; steps in a row that share x run as one */
     ME_OP_INT8,         /* of int8 w, w2 */
     ME_OP_HALF,         /* out (N, m) = x (N, n) w^T, w float16 */
+    ME_OP_SPARSE,       /* w, w2, w3: mask, values, starts of a packed pruned weight; group: values are float16 */
     ME_OP_BIAS,         /* out (N, m) = x + w */
     ME_OP_COLUMNS,      /* out (N, m) = columns group .. group + m - 1 of x (N, n) */
     ME_OP_ROTARY,       /* out (N, m, n) = x turned by the angles w (cos), w2 (sin) of its position */
@@ -174,7 +175,7 @@ struct me_step {
     int32_t op, picked;      /* picked: works on the rows that ME_OP_PICK left */
     void *out;
     float *scratch;
-    const void *x, *y, *w, *w2;
+    const void *x, *y, *w, *w2, *w3;
     int64_t n, m, group, size;
     float value;
 };

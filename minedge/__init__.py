@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     import minedge.gradcheck as gradcheck
     from minedge.api import Model, init, load
-    from minedge.compress import prune, quant
+    from minedge.compress import prune, quant, sparse
     from minedge.config import Config
     from minedge.errors import BackendError, DivergedError, MinedgeError, MinedgeFormatError, UsageError
     from minedge.finetune import lora, mezo
@@ -43,6 +43,7 @@ _MODULES = {
     "mezo": "minedge.finetune.mezo",
     "prune": "minedge.compress.prune",
     "quant": "minedge.compress.quant",
+    "sparse": "minedge.compress.sparse",
 }
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "plan",
     "prune",
     "quant",
+    "sparse",
     "train",
 ]
 

@@ -72,6 +72,9 @@ _HOMES: Mapping[str, str] = MappingProxyType({
     "mezo": "minedge.bench.tasks_mezo",
     "mezo-lora": "minedge.bench.tasks_mezo",
     "quantize": "minedge.bench.tasks_quantize",
+    "sparse": "minedge.bench.tasks_sparse",
+    "sparse-cached": "minedge.bench.tasks_sparse",
+    "sparse-rows": "minedge.bench.tasks_sparse",
 })  # fmt: skip
 PART_NAMES = tuple(_HOMES)
 

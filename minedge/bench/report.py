@@ -11,6 +11,7 @@ from minedge.bench.machine import Limit
 from minedge.bench.measure import Run
 from minedge.bench.run import PartResult, Report
 from minedge.bench.stats import Spread, ratios, spread
+from minedge.bench.tasks_sparse import crossings
 
 __all__ = [
     "HEADERS",
@@ -118,6 +119,9 @@ def derived(report: Report) -> list[str]:
             if run.counts:
                 found[result.name, result.shape, result.threads, run.job.label] = run
     lines = []
+    for result in report.results:
+        if result.name.startswith("sparse"):
+            lines += [f"{result.name}, threads {result.threads}: {line}" for line in crossings(result.runs)]
     for (name, shape, threads, label), run in found.items():
         where = f"{shape}, {label}, threads {threads}"
         seconds = spread(run.seconds).median

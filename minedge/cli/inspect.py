@@ -144,7 +144,7 @@ def _model(path: Path) -> dict[str, Any]:
 def _kind_label(kind: dict[str, Any]) -> str:
     """{'kind': 'lora', 'base': {'kind': 'int4', ...}, 'r': 8} -> 'lora(int4(group_size=32), r=8)'."""
     base = [_kind_label(kind["base"])] if "base" in kind else []
-    rest = [f"{key}={value}" for key, value in kind.items() if key not in ("kind", "base")]
+    rest = [f"{key}={value}" for key, value in kind.items() if key not in ("kind", "base", "kept")]
     inside = ", ".join(base + rest)
     return f"{kind['kind']}({inside})" if inside else kind["kind"]
 

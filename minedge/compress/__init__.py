@@ -5,6 +5,6 @@ Importing the package makes the kinds known to files that name them.
 
 from __future__ import annotations
 
-from minedge.compress import compositions, int4, prune, quant
+from minedge.compress import compositions, int4, prune, quant, sparse
 
-__all__ = ["compositions", "int4", "prune", "quant"]
+__all__ = ["compositions", "int4", "prune", "quant", "sparse"]

@@ -47,6 +47,9 @@ WRAPS: dict[tuple[str, str], Rule] = {
     ("lora", "float16"): Rule(True, "the 16 bits are frozen, the adapter is float32"),
     ("lora", "bfloat16"): Rule(True, "the 16 bits are frozen, the adapter is float32"),
     ("lora", "masked"): Rule(True, "the base stays pruned, the adapter is dense"),
+    ("lora", "sparse"): Rule(True, "the packed weights are frozen, the adapter is dense"),
+    ("dora", "sparse"): Rule(True, "the packed weights are frozen; lengths are those of the pruned rows"),
+    ("masked", "sparse"): Rule(False, "it is a pruned matrix already"),
     ("lora", "nf4"): Rule(True, "QLoRA as its paper has it"),
     ("lora", "lora"): Rule(True, "several adapters, told apart by name; their changes add up"),
     ("lora", "dora"): Rule(
@@ -122,6 +125,27 @@ APPLIES: dict[tuple[str, str], Rule] = {
     ("prune", "int4"): Rule(False, "its weights are 4-bit codes already; prune before quantizing"),
     ("prune", "nf4"): Rule(False, "its weights are 4-bit codes already; prune before quantizing"),
     ("prune", "int8"): Rule(False, "its weights are 8-bit codes already; prune before quantizing"),
+    ("prune", "sparse"): Rule(False, "its weights are packed; unpack them first"),
+    ("densify", "sparse"): Rule(True, "Dense with zeros"),
+    ("merge", "sparse"): Rule(
+        True, "Sparse with the same mask, with a warning: what the adapter changed under it is lost"
+    ),
+    **{
+        (method, "sparse"): Rule(True, f"{kind}; pruned weights keep reading as exactly 0, the mask itself is dropped")
+        for method, kind in (
+            ("int4", "Int4"),
+            ("int8", "Int8"),
+            ("nf4", "NF4"),
+            ("float16", "Float16"),
+            ("bfloat16", "BFloat16"),
+        )
+    },
+    ("pack", "masked"): Rule(True, "Sparse"),
+    ("pack", "sparse"): Rule(True, "unchanged, but for the dtype of its values"),
+    **{
+        ("pack", kind): Rule(False, "no matrix of this model is pruned; prune it first, which needs float weights")
+        for kind in ("dense", "int4", "int8", "nf4", "float16", "bfloat16")
+    },
     ("densify", "dense"): Rule(True, "unchanged"),
     ("densify", "masked"): Rule(True, "Dense with zeros"),
     ("densify", "int4"): Rule(True, "unchanged"),

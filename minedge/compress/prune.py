@@ -13,7 +13,8 @@ at the same sparsity.
 
 In memory a pruned matrix is as large as before, plus one bit a weight. In a file it is its mask and the weights that
 are left: at 50% 0.56 of the float16 matrix, 0.53 of the float32 one. Applying the mask at each use costs time where few
-tokens go through; `densify` gives a model with the same numbers at dense speed, for when training is over.
+tokens go through; for when training is over `sparse.pack` (sparse.py) keeps matrices packed in memory, and `densify`
+gives a model with the same numbers at dense speed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops
 
-__all__ = ["Masked", "densify", "magnitude", "nm", "report"]
+__all__ = ["Masked", "check_pattern", "densify", "magnitude", "nm", "report"]
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -53,8 +54,7 @@ class Masked(LinearKind):
 
     def __post_init__(self) -> None:
         check_base("masked", self.base)
-        if self.pattern != "unstructured":
-            _parse_pattern(self.pattern)
+        check_pattern(self.pattern)
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
         bits = (out_features * in_features + 7) // 8
@@ -177,15 +177,19 @@ def nm(model: M, n: int = 2, m: int = 4, names: str | Iterable[str] | None = Non
 
 def densify(model: M) -> M:
     """A new model without masks: pruned weights are zeros that training may change again."""
-    params, linears = dict(model.params), dict(model.linears)
+    params, linears, names = dict(model.params), dict(model.linears), model.trainable_names
     for name, kind in model.linears.items():
         inside = core(kind)
         check_applies("densify", inside, name)
-        if isinstance(inside, Masked):
-            params.update(inside.base.pack(name, inside.dense(params, name, model.ops), model.ops))
-            del params[f"{name}.mask"]
-            linears[name] = with_core(kind, inside.base)
-    return model.with_params(params, linears)
+        if inside.kind in ("masked", "sparse"):
+            base, weight = getattr(inside, "base", Dense()), inside.dense(params, name, model.ops)
+            for key in inside.shapes(name, *weight.shape):
+                del params[key]
+            params.update(base.pack(name, weight, model.ops))
+            linears[name] = with_core(kind, base)
+            if inside.kind == "sparse" and not kind.is_adapter:  # was not trainable before
+                names = names | {f"{name}.weight"}
+    return model.with_params(params, linears, names)
 
 
 def report(model: Model) -> dict[str, dict[str, Any]]:
@@ -257,6 +261,12 @@ def _bits(mask: Mask) -> NDArray[np.uint8]:
     # BEGIN SOLUTION a5.1
     return np.packbits(mask.ravel(), bitorder="little")
     # END SOLUTION
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise `UsageError` unless a kind may have this pattern."""
+    if pattern != "unstructured":
+        _parse_pattern(pattern)
 
 
 def _parse_pattern(pattern: str) -> tuple[int, int]:

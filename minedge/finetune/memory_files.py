@@ -18,7 +18,7 @@ from minedge.model.shapes import linear_shapes, param_shapes
 __all__ = ["loading", "packing", "saving"]
 
 _CHUNK = 4 << 20  # bytes read at a time where a file holds another type than memory
-_ITEMSIZE = {"float32": 4, "float16": 2, "uint16": 2, "uint8": 1, "int8": 1}
+_ITEMSIZE = {"float32": 4, "float16": 2, "uint16": 2, "uint8": 1, "int8": 1, "int64": 8}
 
 
 def loading(trace: Trace, config: Config, linears: Mapping[str, LinearKind]) -> None:

@@ -98,9 +98,18 @@ def _half(kind: Any, rows: int, out: int, width: int, tier: str) -> Need:
     return Need(0, 0, F * (tile + rows * (width + tile // max(1, width))))
 
 
+def _sparse(kind: Any, rows: int, out: int, width: int, tier: str) -> Need:
+    """But in the c tier some rows dense at a time, and their part of the result, or of the gradient, beside them."""
+    if tier == "c":
+        return Need(0, 0, 0)
+    tile = min(out * width, max(TILE, width))
+    return Need(0, F * (tile + rows * (tile // max(1, width))), F * (tile + rows * width))
+
+
 _NEEDS: dict[str, Callable[[Any, int, int, int, str], Need]] = {
     "dense": _dense, "lora": _lora, "dora": _dora, "masked": _masked, "nf4": _nf4,
     "int8": _int8, "int4": _int4, "float16": _half, "bfloat16": _half,
+    "sparse": _sparse,
 }  # fmt: skip
 
 

@@ -246,7 +246,7 @@ class Engine:
                 c.scratch, c.size = self._ffi.cast("float *", self._ffi.from_buffer(self._parts)), PARTS
             for side, name in zip(("x", "y"), step.inputs, strict=False):
                 setattr(c, side, self._named(name, step.layer))
-            for side, name in zip(("w", "w2"), step.params, strict=False):
+            for side, name in zip(("w", "w2", "w3"), step.params, strict=False):
                 if name not in params:
                     array = self._arrays[name]
                     if not (array.flags.c_contiguous and array.flags.aligned):

@@ -38,6 +38,7 @@ _HOMES = {
     "float16": "minedge.compress.half",
     "bfloat16": "minedge.compress.half",
     "masked": "minedge.compress.prune",
+    "sparse": "minedge.compress.sparse",
     "lora": "minedge.finetune.lora",
     "dora": "minedge.finetune.dora",
 }

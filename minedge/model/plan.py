@@ -252,8 +252,16 @@ def _half(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -
     b.add("half", out, (x,), (f"{name}.half",), n=n, m=m)
 
 
+def _sparse(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -> None:
+    params = (f"{name}.mask", f"{name}.values", f"{name}.starts")
+    b.add("sparse", out, (x,), params, n=n, m=m, group=kind.dtype == "float16")
+
+
 Rule = Callable[[_Builder, Any, str, str, str, int, int], None]
-PRODUCTS: dict[str, Rule] = {"dense": _dense, "int4": _int4, "int8": _int8, "float16": _half, "lora": _lora}
+PRODUCTS: dict[str, Rule] = {
+    "dense": _dense, "int4": _int4, "int8": _int8, "float16": _half, "sparse": _sparse, "lora": _lora,
+    "masked": _dense,  # what its mask takes out is zero in the array already
+}  # fmt: skip
 # Embeddings: the step, and the arrays it reads.
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dense": ("rows_dense", ("weight",)),

@@ -323,3 +323,16 @@ def test_chat_keeps_the_past_in_what_was_asked_for(home, cli, monkeypatch):
     monkeypatch.setattr(session, "open_reader", lambda *a: seen.append(a[3]) or opened(*a))
     assert cli("chat", "-m", "tiny", "--kv-dtype", "int8", "--max-tokens", "2").code == 0
     assert seen == ["int8"]
+
+
+def test_prune_packs(home, cli):
+    """Half the weights and a mask stay, in memory as on disk; what was pruned before is packed as it is."""
+    assert cli("prune", "-m", "tiny", "--nm", "2:4", "--out", "pruned").code == 0
+    report = json.loads(cli("prune", "-m", "pruned", "--pack", "float16", "--out", "packed", "--json").out)
+    assert report["sparsity"] == 0.5 and report["linear_bytes_after"] < 0.33 * report["linear_bytes_before"]
+    assert report["pruned_stored_bytes"] * 32 == report["pruned_dense_bytes"] * 9  # (16 / 2 + 1) / 32 of float32
+    assert "sparse(dtype=float16, pattern=2:4)" in cli("inspect", "packed").out
+    assert cli("generate", "-m", "packed", "-p", "The", "--max-tokens", "2").code == 0
+    both = json.loads(cli("prune", "-m", "tiny", "--sparsity", "0.75", "--pack", "--out", "more", "--json").out)
+    assert both["sparsity"] == 0.75
+    assert cli("prune", "-m", "packed", "--sparsity", "0.6", "--out", "x").code == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import minedge
-from minedge import lora, quant
+from minedge import lora, prune, quant, sparse
 from minedge.model import transformer
 from minedge.model.kvcache import KVCache
 
@@ -28,6 +28,9 @@ KINDS = {
     "int4, embedding too": lambda m: quant.int4(m, embeddings=True),
     "int8": lambda m: quant.int8(m, embeddings=True),
     "float16": quant.half,
+    "masked": prune.magnitude,
+    "packed 2:4": lambda m: sparse.pack(prune.nm(m)),
+    "lora on packed float16": lambda m: _adapted(sparse.pack(prune.magnitude(m), "float16")),
     "lora": _adapted,
     "lora on int4": lambda m: _adapted(quant.int4(m, embeddings=True)),
     "two loras on int4": lambda m: _adapted(_adapted(quant.int4(m)), adapter="second"),

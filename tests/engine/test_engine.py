@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minedge import prune, quant
+from minedge import quant
 from minedge.errors import UsageError
 from minedge.model.engine import Engine
 from minedge.ops import c_ops
@@ -139,7 +139,6 @@ def test_what_the_engine_cannot_run_is_said():
     model = make()
     assert Engine.why_not(model) == ""
     assert "nf4" in Engine.why_not(quant.nf4(model, 32))
-    assert "masked" in Engine.why_not(prune.magnitude(model))
     assert "numpy" in Engine.why_not(model.with_backend("numpy"))
     wide = model.with_params({k: v.astype(np.float64) for k, v in model.params.items()})
     assert "float64" in Engine.why_not(wide)

@@ -31,6 +31,8 @@ def run_step(ops: Ops, step: Step, ins: list[np.ndarray], w: list[np.ndarray], t
             return ops.half_widen(w[0][tokens])
         case "half":
             return ops.half_linear_forward(x, w[0])[0]
+        case "sparse":
+            return ops.sparse_linear_forward(x, *w)[0]
         case "rows_int8":
             return ops.q8_dequantize(w[0][tokens], w[1][tokens])
         case "positions":

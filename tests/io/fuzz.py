@@ -67,6 +67,7 @@ FORMATS: dict[str, Callable[[Path], Format]] = {
     "tokenizer.json": fuzz_json.tokenizer_json,
     "adapters": fuzz_json.adapters,
     "config.json": fuzz_json.configs,
+    "packed pruned": fuzz_json.packed_pruned,
 }
 # Mutants of each for one of safetensors, and how many of a thousand are accepted at least: fewer would mean that the
 # mutations are too wild to show anything.
@@ -78,6 +79,7 @@ SHARES: dict[str, tuple[float, int]] = {
     "tokenizer.json": (0.1, 10),
     "adapters": (0.2, 10),
     "config.json": (0.2, 10),
+    "packed pruned": (0.1, 100),
 }
 
 if __name__ == "__main__":  # python -m tests.io.fuzz COUNT SEED: a campaign by hand, format by format

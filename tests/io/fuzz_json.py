@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+import minedge
 from minedge.config import Config
 from minedge.data.tokenizer import Tokenizer
 from minedge.errors import MinedgeFormatError
@@ -17,9 +18,10 @@ from minedge.io import hf, hf_write
 from minedge.io.adapters import read_adapter, write_adapter
 from minedge.model.linears import Dense
 from minedge.model.shapes import linear_shapes, param_shapes
+from minedge.ops import get
 from tests.io.fuzz_common import TEXTS, Format, is_whole
 
-__all__ = ["adapters", "configs", "tokenizer_json"]
+__all__ = ["adapters", "configs", "packed_pruned", "tokenizer_json"]
 
 _VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 8, 1.5, 1 << 31, 1 << 64, 10**30, -0.0, 1e300, "", "a", "é", "llama", "LORA",
@@ -128,6 +130,39 @@ def configs(folder: Path) -> Format:
             return False
         is_whole(config, params, linears)
         assert names is None or isinstance(names, frozenset)
+        return True
+
+    return one
+
+
+def packed_pruned(folder: Path) -> Format:
+    """A folder with a packed pruned matrix: config.json, or bytes of the mask and values, are changed. What is accepted
+    must multiply as its dense form.
+    """
+    sizes = dict(vocab_size=16, n_layer=1, n_embd=16, n_head=2, n_kv_head=2, n_inner=16, context_length=8)
+    model = minedge.sparse.pack(minedge.prune.magnitude(minedge.init(Config(**sizes), backend="numpy"), 0.5))
+    home = folder / "m"
+    model.save(home)
+    text, weights = (home / "config.json").read_text(), (home / "model.safetensors").read_bytes()
+    name = "model.layers.0.mlp.up_proj"
+    places = [p for p in _places(json.loads(text)["minedge"], ("minedge",)) if "linears" in p and name in p]
+    x = np.ones((2, 16), np.float32)
+
+    def one(rng: random.Random, folder: Path) -> bool:
+        blob = bytearray(weights)
+        if rng.random() < 0.5:
+            blob[-rng.randint(1, len(blob) // 2)] ^= 1 << rng.randrange(8)
+        (home / "model.safetensors").write_bytes(blob)
+        (home / "config.json").write_bytes(_json_mutant(rng, text, places) if rng.random() < 0.5 else text.encode())
+        try:
+            config, params, linears, _ = hf.read_model(home)
+        except MinedgeFormatError:
+            return False
+        is_whole(config, params, linears)
+        ops, kind = get("numpy"), linears[name]
+        with np.errstate(all="ignore"):
+            want = x @ kind.dense(params, name, ops).T
+            np.testing.assert_allclose(kind.forward(x, params, name, ops)[0], want, rtol=1e-5, atol=1e-5)
         return True
 
     return one

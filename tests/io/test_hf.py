@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import minedge
-from minedge.compress import prune, quant
+from minedge.compress import prune, quant, sparse
 from minedge.config import Config
 from minedge.data.tokenizer import Tokenizer
 from minedge.errors import MinedgeFormatError, UsageError
@@ -101,6 +101,8 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     "int4": lambda m: quant.int4(m, group_size=32, embeddings=True),
     "masked": lambda m: prune.magnitude(m, sparsity=0.5),
     "2:4": lambda m: prune.nm(m, 2, 4),
+    "packed": lambda m: sparse.pack(prune.magnitude(m, sparsity=0.6)),
+    "packed 2:4 float16": lambda m: sparse.pack(prune.nm(m, 2, 4), "float16"),
     "lora": lambda m: lora.add(m, r=4, target="all"),
     "lora over int4": lambda m: lora.add(quant.int4(m), r=4, target="all"),
     "lora over masked": lambda m: lora.add(prune.magnitude(m, sparsity=0.5), r=4, target="all"),

@@ -10,13 +10,14 @@ import warnings
 import numpy as np
 import pytest
 
-from minedge import lora, prune, quant
+from minedge import lora, prune, quant, sparse
 from minedge.compress.compositions import APPLIES, WRAPS, core
 from minedge.compress.half import BFloat16, Float16
 from minedge.compress.int4 import Int4
 from minedge.compress.int8 import Int8
 from minedge.compress.nf4 import NF4
 from minedge.compress.prune import Masked
+from minedge.compress.sparse import Sparse
 from minedge.errors import UsageError
 from minedge.finetune.dora import DoRA
 from minedge.finetune.lora import LoRA
@@ -31,6 +32,7 @@ KINDS = {
     "masked": Masked(),
     "float16": Float16(),
     "bfloat16": BFloat16(),
+    "sparse": Sparse(),
     "lora": LoRA(adapter="inner"),
     "dora": DoRA(adapter="inner"),
 }
@@ -43,6 +45,7 @@ MODELS = {
     "masked": prune.magnitude,
     "float16": quant.half,
     "bfloat16": lambda m: quant.half(m, "bfloat16"),
+    "sparse": lambda m: sparse.pack(prune.magnitude(m)),
 }
 METHODS = {
     "nf4": lambda m: quant.nf4(m, block_size=64 if core(m.linears[Q]) == NF4(32) else 32),
@@ -52,6 +55,7 @@ METHODS = {
     "bfloat16": lambda m: quant.half(m, "bfloat16"),
     "prune": prune.magnitude,
     "densify": prune.densify,
+    "pack": sparse.pack,
     "merge": lambda m: lora.merge(lora.add(m)),
 }
 Q = "model.layers.0.self_attn.q_proj"
