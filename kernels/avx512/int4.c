@@ -21,10 +21,10 @@ INLINE int quick_block(int8_t *xq, float *scale, const float *x) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
         __m512 v = _mm512_mul_ps(half[i], _mm512_set1_ps(inverse));
-        v = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), v);  /* infinity times 0 */
         v = _mm512_min_ps(_mm512_set1_ps(127), _mm512_max_ps(_mm512_set1_ps(-127), v));
         __m512i away = _mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(v), sign), _mm512_castps_si512(_mm512_set1_ps(0.5f)));
         __m512i q = _mm512_cvttps_epi32(_mm512_add_ps(v, _mm512_castsi512_ps(away)));
+        /* infinity times 0 is NaN, which max and min pass on, and converts to INT32_MIN, whose low byte is 0 as it must be */
         _mm_storeu_si128((__m128i *)(xq + 16 * i), _mm512_cvtepi32_epi8(q));
     }
     return 1;
