@@ -15,19 +15,33 @@
  * Measured, one core of an AMD EPYC (Zen 3, 3.7 GHz), best of 3000 runs beside other work, 2026-11-23: 1.11 ns a number where
  * the compiled loops of scalar/noise.c took 2.46 in the same minute; the limit is 0.81. benchmarks/packed_kernels.py --only
  * noise */
+#ifndef ME_ISA
 #include "isa.h"
+#endif
 #include "../internal.h"
 #include "../vec.h"
 
-#define HALVES 4   /* of four counters each: 64 numbers a batch, one block */
-#define VECTORS (2 * HALVES)
-
 /* A compiler would follow one number through all its operations, then the next: a value that passes here has to be ready. */
+#ifndef ME_OWN_VECTOR
+#define OP(name) _mm256_##name
 #define KEEP(v) __asm__("" : "+x"(v))
+#define KEEP_XOR KEEP
+#define COUNTERS 4  /* of one vector of 64-bit lanes; the second half of them, in each 128 bits, behind the first */
+#define COUNTER_LANES _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0)
+#define ROUNDS(s) ROUND(2 * s) ROUND(2 * s + 1)
+typedef __m256i wide;
+typedef vf numbers;
+typedef vi ints;
+typedef __m256 floats;
+#endif
+#define SET(x) (numbers)OP(set1_ps)(x)
+#define SETI(x) (ints)OP(set1_epi32)(x)
+#define HALVES (16 / COUNTERS)  /* vectors of counters that make 64 numbers, one block */
+#define VECTORS (2 * HALVES)    /* vectors of numbers */
 
 typedef struct {
-    __m256i first1, first2, second0, second2, third3;  /* see start_keys */
-    __m256i key[10][2];
+    wide first1, first2, second0, second2, third3;  /* see start_keys */
+    wide key[10][2];
 } me_keys;
 
 /* first1, first2: what round 0 xors into c2, the lanes' counters; second0, second2: what round 1 xors into c0 and c2;
@@ -37,41 +51,42 @@ INLINE void start_keys(me_keys *k, const struct me_noise *a) {
     for (uint32_t r = 0; r < 10; r++) {
         k0[r] = a->key0 + r * 0x9E3779B9u;
         k1[r] = a->key1 + r * 0xBB67AE85u;
-        k->key[r][0] = _mm256_set1_epi32((int)k0[r]);
-        k->key[r][1] = _mm256_set1_epi32((int)k1[r]);
+        k->key[r][0] = OP(set1_epi32)((int)k0[r]);
+        k->key[r][1] = OP(set1_epi32)((int)k1[r]);
     }
     uint64_t p1 = 0xCD9E8D57ull * a->step;
     uint32_t c0 = (uint32_t)(p1 >> 32) ^ a->tensor ^ k0[0];
     uint64_t p0 = 0xD2511F53ull * c0;
-    k->first1 = _mm256_set1_epi32((int)(a->sample ^ k1[0]));
-    k->first2 = _mm256_setr_epi32(0, 0, 2, 0, 1, 0, 3, 0);
-    k->second0 = _mm256_set1_epi32((int)((uint32_t)p1 ^ k0[1]));
-    k->second2 = _mm256_set1_epi32((int)((uint32_t)(p0 >> 32) ^ k1[1]));
-    k->third3 = _mm256_set1_epi32((int)((uint32_t)p0 ^ k1[2]));
+    k->first1 = OP(set1_epi32)((int)(a->sample ^ k1[0]));
+    k->first2 = COUNTER_LANES;
+    k->second0 = OP(set1_epi32)((int)((uint32_t)p1 ^ k0[1]));
+    k->second2 = OP(set1_epi32)((int)((uint32_t)(p0 >> 32) ^ k1[1]));
+    k->third3 = OP(set1_epi32)((int)((uint32_t)p0 ^ k1[2]));
 }
 
 /* Round r of one half; after round 9, c[0] = A and c[2] = B of the drawing above. */
-INLINE void one_round(__m256i c[4], const me_keys *k, const int r, uint32_t counter) {
-    const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
+INLINE void one_round(wide c[4], const me_keys *k, const int r, uint32_t counter) {
+    const wide m0 = OP(set1_epi32)((int)0xD2511F53u), m1 = OP(set1_epi32)((int)0xCD9E8D57u);  /* high halves are not read */
     if (r == 0) {
-        c[3] = _mm256_mul_epu32(_mm256_add_epi32(_mm256_set1_epi32((int)counter), k->first2), m0);
-        c[2] = _mm256_xor_si256(_mm256_srli_epi64(c[3], 32), k->first1);
+        c[3] = OP(mul_epu32)(OP(add_epi32)(OP(set1_epi32)((int)counter), k->first2), m0);
+        c[2] = OP(srli_epi64)(c[3], 32) ^ k->first1;
     } else if (r == 1) {
-        c[1] = _mm256_mul_epu32(c[2], m1);
-        c[0] = _mm256_xor_si256(_mm256_srli_epi64(c[1], 32), k->second0);
-        c[2] = _mm256_xor_si256(c[3], k->second2);
+        c[1] = OP(mul_epu32)(c[2], m1);
+        c[0] = OP(srli_epi64)(c[1], 32) ^ k->second0;
+        c[2] = c[3] ^ k->second2;
     } else {
-        __m256i p0 = _mm256_mul_epu32(c[0], m0), p1 = _mm256_mul_epu32(c[2], m1);
-        __m256i x1 = _mm256_xor_si256(c[1], k->key[r][0]);
-        __m256i x3 = r == 2 ? k->third3 : _mm256_xor_si256(c[3], k->key[r][1]);
-        KEEP(x1);
-        KEEP(x3);
+        wide p0 = OP(mul_epu32)(c[0], m0), p1 = OP(mul_epu32)(c[2], m1);
+        wide x1 = c[1] ^ k->key[r][0];
+        wide x3 = k->third3;
+        if (r > 2) x3 = c[3] ^ k->key[r][1];
+        KEEP_XOR(x1);
+        KEEP_XOR(x3);
         if (r == 9) {
-            c[0] = _mm256_xor_si256(p1, _mm256_slli_epi64(x1, 32));
-            c[2] = _mm256_xor_si256(p0, _mm256_slli_epi64(x3, 32));
+            c[0] = p1 ^ OP(slli_epi64)(x1, 32);
+            c[2] = p0 ^ OP(slli_epi64)(x3, 32);
         } else {
-            c[0] = _mm256_xor_si256(_mm256_srli_epi64(p1, 32), x1);
-            c[2] = _mm256_xor_si256(_mm256_srli_epi64(p0, 32), x3);
+            c[0] = OP(srli_epi64)(p1, 32) ^ x1;
+            c[2] = OP(srli_epi64)(p0, 32) ^ x3;
             c[1] = p1;
             c[3] = p0;
         }
@@ -85,26 +100,26 @@ static const float normal_c[14] = {
     0x1.d5a82cp+1f,  -0x1.69e130p-3f, -0x1.db940cp-9f, -0x1.fe7fa0p-14f, -0x1.42b7f4p-19f, 0x1.d87992p-23f,  0x1.0bda1ap-25f,
     0x1.664a8cp-29f, 0x1.304d04p-32f, 0x1.c3d276p-37f, -0x1.cb85d2p-40f, -0x1.560942p-43f, 0x1.398a3cp-49f, 0x1.8aa0e2p-52f};
 
-typedef struct { vf slope[VECTORS], t[VECTORS], whole[VECTORS], sum[VECTORS]; } me_normals;
+typedef struct { numbers slope[VECTORS], t[VECTORS], whole[VECTORS], sum[VECTORS]; } me_normals;
 
 /* The inverse normal in steps: what comes before the polynomials, five steps of Horner's rule for the logarithm, one that
  * makes y, thirteen for the normal, one times the slope. The order of a number's operations is that of scalar/noise.c. */
-INLINE void one_step(me_normals *n, const __m256i word[VECTORS], const int step) {
+INLINE void one_step(me_normals *n, const wide word[VECTORS], const int step) {
 #pragma GCC unroll 8
     for (int i = 0; i < VECTORS; i++)
         if (step == 0) {
-            vf u = (vf)((vu)word[i] >> 9 | v_setu(0x3f800000)) - v_set(0x1.fffffep-1f);
-            vf v = v_set(1) - u;
-            vi s = (vi)(u * v) + v_seti((13 << 23) - 0x3f3504f3);
+            numbers u = (numbers)(OP(srli_epi32)(word[i], 9) | OP(set1_epi32)(0x3f800000)) - SET(0x1.fffffep-1f);
+            numbers v = SET(1) - u;
+            ints s = (ints)(u * v) + SETI((13 << 23) - 0x3f3504f3);
             n->slope[i] = u - v;
-            n->whole[i] = __builtin_convertvector(s >> 23, vf);
-            n->t[i] = (vf)((s & v_seti(0x7fffff)) + v_seti(0x3f3504f3)) - v_set(1);
+            n->whole[i] = __builtin_convertvector(s >> 23, numbers);
+            n->t[i] = (numbers)((s & SETI(0x7fffff)) + SETI(0x3f3504f3)) - SET(1);
             KEEP(n->t[i]);
         } else {
-            vf s = step == 1 ? v_set(log2_c[5]) : step == 7 ? v_set(normal_c[13]) : n->sum[i];
-            if (step < 6) n->sum[i] = s * n->t[i] + v_set(log2_c[5 - step]);
+            numbers s = step == 1 ? SET(log2_c[5]) : step == 7 ? SET(normal_c[13]) : n->sum[i];
+            if (step < 6) n->sum[i] = s * n->t[i] + SET(log2_c[5 - step]);
             else if (step == 6) n->t[i] = s * n->t[i] + n->whole[i];
-            else if (step < 20) n->sum[i] = s * n->t[i] + v_set(normal_c[19 - step]);
+            else if (step < 20) n->sum[i] = s * n->t[i] + SET(normal_c[19 - step]);
             else n->sum[i] = n->slope[i] * s;
             if (step == 6) KEEP(n->t[i]);
             else KEEP(n->sum[i]);
@@ -112,55 +127,56 @@ INLINE void one_step(me_normals *n, const __m256i word[VECTORS], const int step)
 }
 
 /* z = the normals of `word`, which becomes the words of counters from `next` on */
-INLINE void batch(vf z[VECTORS], __m256i word[VECTORS], const me_keys *k, uint32_t next) {
-    __m256i c[HALVES][4] = {0};
+INLINE void batch(numbers z[VECTORS], wide word[VECTORS], const me_keys *k, uint32_t next) {
+    wide c[HALVES][4] = {0};
     me_normals n;
-    /* A step of all 64 numbers, and two rounds of sixteen of the next: a slot has 16 + 16 instructions. */
+    /* A step of all 64 numbers, and two rounds of sixteen of the next (one of 32): a slot has 16 + 16 instructions (8 + 6). */
+#define ROUND(i) one_round(c[(i) / 10], k, (i) % 10, next + COUNTERS * ((i) / 10));
 #define SLOT(s) \
-    if (s < 20) { \
-        one_round(c[s / 5], k, 2 * s % 10, next + 4 * (s / 5)); \
-        one_round(c[s / 5], k, 2 * s % 10 + 1, next + 4 * (s / 5)); \
-    } \
+    if (s < 20) { ROUNDS(s) } \
     one_step(&n, word, s);
     SLOT(0) SLOT(1) SLOT(2) SLOT(3) SLOT(4) SLOT(5) SLOT(6) SLOT(7) SLOT(8) SLOT(9) SLOT(10)
     SLOT(11) SLOT(12) SLOT(13) SLOT(14) SLOT(15) SLOT(16) SLOT(17) SLOT(18) SLOT(19) SLOT(20)
     for (int h = 0; h < HALVES; h++) {
-        z[2 * h] = (vf)_mm256_shuffle_ps((__m256)n.sum[2 * h], (__m256)n.sum[2 * h + 1], 0x11);
-        z[2 * h + 1] = (vf)_mm256_shuffle_ps((__m256)n.sum[2 * h], (__m256)n.sum[2 * h + 1], 0xbb);
+        z[2 * h] = (numbers)OP(shuffle_ps)((floats)n.sum[2 * h], (floats)n.sum[2 * h + 1], 0x11);
+        z[2 * h + 1] = (numbers)OP(shuffle_ps)((floats)n.sum[2 * h], (floats)n.sum[2 * h + 1], 0xbb);
         word[2 * h] = c[h][0];
         word[2 * h + 1] = c[h][2];
     }
 }
 
-INLINE void first_words(__m256i word[VECTORS], const me_keys *k, uint32_t counter) {
-    __m256i c[HALVES][4] = {0};
+INLINE void first_words(wide word[VECTORS], const me_keys *k, uint32_t counter) {
+    wide c[HALVES][4] = {0};
 #pragma GCC unroll 10
     for (int r = 0; r < 10; r++)
-        for (int h = 0; h < HALVES; h++) one_round(c[h], k, r, counter + 4 * (uint32_t)h);
+        for (int h = 0; h < HALVES; h++) one_round(c[h], k, r, counter + COUNTERS * (uint32_t)h);
     for (int h = 0; h < HALVES; h++) word[2 * h] = c[h][0], word[2 * h + 1] = c[h][2];
 }
+
+INLINE numbers load(const float *p) { numbers v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float *p, numbers v) { memcpy(p, &v, sizeof v); }
 
 /* Blocks begin..end of 64 numbers: z, or decay * weight + scale * z; the first and the last may be asked for in part. */
 INLINE void blocks(const struct me_noise *a, const int perturb, int64_t begin, int64_t end) {
     me_keys k;
-    __m256i word[VECTORS];
-    vf decay = v_set(a->decay), scale = v_set(a->scale);
+    wide word[VECTORS];
+    numbers decay = SET(a->decay), scale = SET(a->scale);
     start_keys(&k, a);
     int64_t from = (a->start / ME_NOISE_BLOCK + begin) * ME_NOISE_BLOCK, to = from + (end - begin) * ME_NOISE_BLOCK;
     first_words(word, &k, (uint32_t)(from / 4));
     for (int64_t at = from; at < to; at += ME_NOISE_BLOCK) {
-        vf z[VECTORS];
+        numbers z[VECTORS];
         int64_t i = at - a->start;
         batch(z, word, &k, (uint32_t)((at + ME_NOISE_BLOCK) / 4));
         if (i >= 0 && i + ME_NOISE_BLOCK <= a->n) {
             for (int v = 0; v < VECTORS; v++) {
-                const float *weight = a->weight + i + 8 * v;
-                v_store(a->out + i + 8 * v, perturb ? decay * v_load(weight) + scale * z[v] : z[v]);
-                if (perturb && a->other) v_store(a->other + i + 8 * v, decay * v_load(weight) - scale * z[v]);
+                const int64_t to = i + 2 * COUNTERS * v;
+                store(a->out + to, perturb ? decay * load(a->weight + to) + scale * z[v] : z[v]);
+                if (perturb && a->other) store(a->other + to, decay * load(a->weight + to) - scale * z[v]);
             }
         } else {
             for (int v = 0; v < VECTORS; v++)
-                for (int l = 0; l < LANES; l++, i++) {
+                for (int l = 0; l < 2 * COUNTERS; l++, i++) {
                     if (i < 0 || i >= a->n) continue;
                     if (perturb && a->other) a->other[i] = a->decay * a->weight[i] - a->scale * z[v][l];
                     a->out[i] = perturb ? a->decay * a->weight[i] + a->scale * z[v][l] : z[v][l];
