@@ -1,27 +1,19 @@
 /* scalar/sparse.c with eight columns at a time: one permutation puts the values in their lanes. */
-#ifndef ME_ISA
 #include "isa.h"
-#endif
 #include "../internal.h"
 #include "../sparse_tables.h"
 #include "../vec.h"
 
 #define ME_SPARSE_SPREAD
 
-#ifndef ME_SPARSE_EXPAND
-static const int8_t lanes[256][8] = {ME_256(ME_LANES)};
-#endif
 static const uint8_t pairs[256][16] __attribute__((aligned(16))) = {ME_256(ME_PAIRS)};
+static const int8_t lanes[256][8] = {ME_256(ME_LANES)};
 
 /* lane j = the next value where bit j of byte is set, else 0 */
 INLINE vf spread(const float *p, unsigned byte) {
-#if defined(ME_SPARSE_EXPAND)
-    return ME_SPARSE_EXPAND(p, byte);
-#else
     __m256i place = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)lanes[byte]));
     __m256 moved = _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), place);
     return (vf)_mm256_blendv_ps(moved, _mm256_setzero_ps(), _mm256_castsi256_ps(place));  /* the sign bit says: none */
-#endif
 }
 
 INLINE vf spread_half(const uint16_t *p, unsigned byte) {

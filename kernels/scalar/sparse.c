@@ -44,57 +44,57 @@ INLINE vf spread_half(const uint16_t *p, unsigned byte) {
 INLINE int64_t count(unsigned byte) { return __builtin_popcount(byte); }
 #endif
 
-/* Eight columns from value `at` on. careful: there may be fewer than eight values. */
-INLINE vf eight(const struct me_sparse *a, const int half, const int careful, int64_t at, unsigned byte) {
-    if (!careful) return half ? spread_half((const uint16_t *)a->values + at, byte) : spread((const float *)a->values + at, byte);
-    float f[LANES] = {0};
-    uint16_t h[LANES] = {0};
-    for (int64_t i = 0; i < LANES && at + i < a->kept; i++) {
-        if (half) h[i] = ((const uint16_t *)a->values)[at + i];
-        else f[i] = ((const float *)a->values)[at + i];
-    }
-    return half ? spread_half(h, byte) : spread(f, byte);
+/* The kept values of a row from `p` on. `half`: they are float16. */
+INLINE vf eight(const int half, const char *p, unsigned byte) {
+    return half ? spread_half((const uint16_t *)p, byte) : spread((const float *)p, byte);
+}
+
+/* The same where the array of values ends less than eight further on, at `end`, or lies behind already. */
+static vf last_eight(const int half, const char *p, const char *end, unsigned byte) {
+    char few[LANES * sizeof(float)] = {0};
+    if (p < end) memcpy(few, p, end - p < (int64_t)sizeof few ? (size_t)(end - p) : sizeof few);
+    return eight(half, few, byte);
 }
 
 /* Where row o's values begin; whatever starts says, it lies inside the array. */
-INLINE int64_t start_of(const struct me_sparse *a, int64_t o) {
+INLINE const char *start_of(const struct me_sparse *a, const int half, int64_t o) {
     int64_t at = a->starts[o];
-    return at < 0 ? 0 : at > a->kept ? a->kept : at;
+    return (const char *)a->values + (half ? 2 : 4) * (at < 0 ? 0 : at > a->kept ? a->kept : at);
 }
 
 /* y[t][r] for r < rows, t < tokens, both constants, of rows o.. of the weight */
 INLINE void dots(const int rows, const int tokens, const int half, const struct me_sparse *a, int64_t o, int64_t n) {
-    const float *x = a->x + n * a->in;
-    const uint8_t *bits = a->bits + o * (a->in / 8);
-    int64_t at[ROWS];
+    const int64_t in = a->in, step = in / 8, size = half ? 2 : 4;
+    const float *x = a->x + n * in;
+    const uint8_t *bits = a->bits + o * step, *const all = bits + step;
+    const char *p[ROWS], *const end = (const char *)a->values + size * a->kept;
     vf s[ROWS][TOKENS];
     for (int r = 0; r < rows; r++) {
-        at[r] = start_of(a, o + r);
+        p[r] = start_of(a, half, o + r);
         for (int t = 0; t < tokens; t++) s[r][t] = v_set(0);
     }
-    for (int64_t k = 0; k < a->in;) {
-        int64_t stop = k + STRETCH < a->in ? k + STRETCH : a->in;
+    while (bits < all) {
+        const uint8_t *stop = all - bits > STRETCH / 8 ? bits + STRETCH / 8 : all;
         int careful = 0;
-        for (int r = 0; r < rows; r++) careful |= at[r] + STRETCH > a->kept;
+        for (int r = 0; r < rows; r++) careful |= end - p[r] < STRETCH * size;
         if (careful) {
-            for (; k < stop; k += LANES)
+            for (; bits < stop; bits++, x += LANES)
                 for (int r = 0; r < rows; r++) {
-                    unsigned byte = bits[(r * a->in + k) / 8];
-                    vf w = eight(a, half, 1, at[r], byte);
-                    at[r] += count(byte);
-                    for (int t = 0; t < tokens; t++) s[r][t] = v_fma(w, v_load(x + t * a->in + k), s[r][t]);
+                    vf w = last_eight(half, p[r], end, bits[r * step]);
+                    p[r] += size * count(bits[r * step]);
+                    for (int t = 0; t < tokens; t++) s[r][t] = v_fma(w, v_load(x + t * in), s[r][t]);
                 }
             continue;
         }
-        for (; k < stop; k += LANES) {
+        for (; bits < stop; bits++, x += LANES) {
             vf now[TOKENS];
 #pragma GCC unroll 3
-            for (int t = 0; t < tokens; t++) now[t] = v_load(x + t * a->in + k);
+            for (int t = 0; t < tokens; t++) now[t] = v_load(x + t * in);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) {
-                unsigned byte = bits[(r * a->in + k) / 8];
-                vf w = eight(a, half, 0, at[r], byte);
-                at[r] += count(byte);
+                unsigned byte = bits[r * step];
+                vf w = eight(half, p[r], byte);
+                p[r] += size * count(byte);
 #pragma GCC unroll 3
                 for (int t = 0; t < tokens; t++) s[r][t] = v_fma(w, now[t], s[r][t]);
             }
@@ -106,21 +106,21 @@ INLINE void dots(const int rows, const int tokens, const int half, const struct 
 
 /* Columns from..to-1 of a row, both multiples of 8. */
 INLINE void row_of(const int half, float *w, const struct me_sparse *a, int64_t row, int64_t from, int64_t to) {
-    const uint8_t *bits = a->bits + row * (a->in / 8);
-    int64_t at = start_of(a, row), k = 0;
-    for (; k + 64 <= from; k += 64) {
+    const int64_t size = half ? 2 : 4;
+    const uint8_t *bits = a->bits + row * (a->in / 8), *const first = bits + from / 8, *const all = bits + to / 8;
+    const char *p = start_of(a, half, row), *const end = (const char *)a->values + size * a->kept;
+    for (; first - bits >= 8; bits += 8) {
         uint64_t word;
-        memcpy(&word, bits + k / 8, sizeof word);
-        at += __builtin_popcountll(word);
+        memcpy(&word, bits, sizeof word);
+        p += size * __builtin_popcountll(word);
     }
-    for (; k < from; k += LANES) at += count(bits[k / 8]);
-    while (k < to) {
-        int64_t stop = k + STRETCH < to ? k + STRETCH : to;
-        const int careful = at + STRETCH > a->kept;
-        for (; k < stop; k += LANES) {
-            unsigned byte = bits[k / 8];
-            v_store(w + k - from, careful ? eight(a, half, 1, at, byte) : eight(a, half, 0, at, byte));
-            at += count(byte);
+    for (; bits < first; bits++) p += size * count(*bits);
+    while (bits < all) {
+        const uint8_t *stop = all - bits > STRETCH / 8 ? bits + STRETCH / 8 : all;
+        const int careful = end - p < STRETCH * size;
+        for (; bits < stop; bits++, w += LANES) {
+            v_store(w, careful ? last_eight(half, p, end, *bits) : eight(half, p, *bits));
+            p += size * count(*bits);
         }
     }
 }
