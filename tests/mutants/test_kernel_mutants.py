@@ -25,7 +25,8 @@ KERNELS = ROOT / "kernels"
 COMPILER = os.environ.get("CC") or shutil.which("cc") or "gcc"
 X_ROWS = {"avx2": 8, "avx512": 16, "neon": 8}
 FILES = {
-    "int4_int8_linear": "int_product.c", "q8_int8_linear": "int_product.c", "int8_quantize": "int4.c", "gemm": "gemm.c"
+    "int4_int8_linear": "int_product.c", "q8_int8_linear": "int_product.c", "int8_quantize": "int4.c", "gemm": "gemm.c",
+    "sparse_linear": "sparse.c",
 }  # fmt: skip
 
 
@@ -40,6 +41,7 @@ class Mutant(NamedTuple):
     new: str
 
 
+SPARSE = "scalar/sparse.c"
 FEW, SUMS = "avx512/int_few.h", "avx512/int_sums.h"
 MUTANTS = [
     Mutant("high nibbles a bit too far", "avx512", "int4_int8_linear", FEW, "epi16(c1[r], 4)", "epi16(c1[r], 3)"),
@@ -163,6 +165,36 @@ MUTANTS = [
         "high digit counted eightfold", "avx2", "q8_int8_linear", "avx2/int_sums.h", "digit ? 16 : 1", "digit ? 8 : 1"
     ),
     Mutant("missing rows stored", "avx2", "int4_int8_linear", "int_product.h", "y[t], rows);", "y[0], rows);"),
+    Mutant(
+        "values stay where eight are kept",
+        "avx2",
+        "sparse_linear",
+        SPARSE,
+        "p[r] += size * count(byte);",
+        "p[r] += size * (count(byte) & 7);",
+    ),
+    Mutant(
+        "the last values left out", "avx2", "sparse_linear", SPARSE, "if (p < end) memcpy", "if (p + 8 < end) memcpy"
+    ),
+    Mutant(
+        "three rows of x, one of them thrice",
+        "avx2",
+        "sparse_linear",
+        SPARSE,
+        "now[t] = v_load(x + t * in + k)",
+        "now[t] = v_load(x + k)",
+    ),
+    Mutant(
+        "every row the first of its part", "avx2", "sparse_linear", SPARSE, "* a->in, a, o, 0,", "* a->in, a, o0, 0,"
+    ),
+    Mutant(
+        "pruned weights take a neighbour's value",
+        "avx2",
+        "sparse_linear",
+        "avx2/sparse.c",
+        "moved, _mm256_setzero_ps(),",
+        "moved, moved,",
+    ),
 ]
 HERE = [name for name, supported in c_ops.isas() if supported]
 SHAPES = [
@@ -198,6 +230,16 @@ def products(lib: ctypes.CDLL | None, isa: str, kernel: str) -> Iterator[bytes]:
             if lib:
                 lib.me_gemm(0, pointer(y), pointer(x), pointer(w), 0, 1, *sizes(N, out, 2 * width))
             yield y.tobytes() if lib else ops["linear_forward"](x, w)[0].tobytes()
+        elif kernel == "sparse_linear":
+            for dtype in (np.float32, np.float16):
+                keep = rng.random((out, width)) < rng.choice([0.1, 0.5, 1.0])
+                starts = np.concatenate([[0], np.cumsum(keep.sum(axis=1))]).astype(np.int64)
+                values = rng.standard_normal(int(starts[-1]), dtype=np.float32).astype(dtype)
+                bits, y = np.packbits(keep, bitorder="little"), np.zeros((N, out), np.float32)
+                if lib:
+                    given = *map(pointer, (y, x, bits, values, starts)), int(dtype is np.float16)
+                    lib.me_sparse_linear(0, *given, *sizes(N, out, width))
+                yield y.tobytes() if lib else ops["sparse_linear_forward"](x, bits, values, starts)[0].tobytes()
         elif kernel == "int8_quantize":
             x[0, :5] = np.nan, np.inf, 0.5, 127.5, -0.0
             x[-1, -32:] = [127, *np.arange(31) + 0.5]
