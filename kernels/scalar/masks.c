@@ -1,4 +1,12 @@
-/* Entries that pruning removed are set to zero: bit i % 8 of byte i / 8 is 1 where entry i is kept. */
+/* Entries that pruning removed are set to zero: bit i % 8 of byte i / 8 is 1 where entry i is kept.
+ *
+ *     for i:  out[i] = bits[i / 8] >> i % 8 & 1 ? weight[i] : 0
+ *
+ *     byte of the mask  0b01100101, in all eight lanes     weight  w0 w1 w2 w3 w4 w5 w6 w7
+ *     & 1 2 4 .. 128, != 0: lanes of ones or zeros          out     w0 0  w2 0  0  w5 w6 0
+ *
+ * Per 8 weights: two loads, a broadcast, two ands, a comparison, a store. It reads and writes 8 bytes a weight, so memory
+ * is the limit: training a pruned matrix pays this at each use. Products that read only what is kept: sparse.c. */
 #ifndef ME_ISA
 #include "isa.h"
 #endif

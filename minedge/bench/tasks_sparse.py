@@ -19,11 +19,18 @@ from minedge.bench.parts import Entry, Outputs, Part
 from minedge.bench.stats import ratios
 from minedge.bench.worker import Clock, Subject
 
-__all__ = ["DENSITIES", "PARTS", "crossing", "crossings", "product"]
+__all__ = ["DENSITIES", "PARTS", "crossing", "crossings", "imports", "product"]
 
 MEGABYTES = 96
 RTOL = 8e-6
 DENSITIES = {"float32": (90, 70, 50, 30), "float16": (70, 50, 30, 15)}  # percent of the weights that are kept
+
+
+def imports(job: Mapping[str, Any]) -> None:
+    """The ops of the backend."""
+    from minedge.ops import get
+
+    get(job["backend"])
 
 
 class _Product(Subject):
@@ -97,12 +104,17 @@ def crossings(runs: Sequence[Any]) -> list[str]:
         found = {d: by_label.get(f"minedge, {d}% {packed}") for d in DENSITIES[packed]}
         if base is None or None in found.values():
             continue
-        times = {d: ratios(base.seconds, run.seconds).median for d, run in found.items() if run is not None}
+        times = {d: ratios(_each(base), _each(run)).median for d, run in found.items()}
         where = crossing(list(times), list(times.values()))
         verdict = "at no density that was measured" if where is None else f"below a density of {where:.0f}%"
         table = ", ".join(f"{d}%: {ratio:.2f} x" for d, ratio in times.items())
         lines.append(f"packed {packed} beats dense {dense} {verdict} ({table})")
     return lines
+
+
+def _each(run: Any) -> list[float]:
+    """Seconds per 1e9 weights, round by round: competitors go through as many matrices as fill the same memory."""
+    return [seconds / run.facts["amount"] for seconds in run.seconds]
 
 
 def _entries() -> tuple[Entry, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 from types import SimpleNamespace
 
@@ -46,7 +47,9 @@ def test_every_pair_of_types_gets_a_line():
     """Time in proportion to the density, so dense costs 1 and the crossing of equal types is where time is 1."""
 
     def run(label: str, seconds: float) -> SimpleNamespace:
-        return SimpleNamespace(job=SimpleNamespace(label=f"minedge, {label}"), counts=True, seconds=[seconds] * 3)
+        n = len(label)  # a unit may be any number of matrices
+        job = SimpleNamespace(label=f"minedge, {label}")
+        return SimpleNamespace(job=job, counts=True, seconds=[seconds * n] * 3, facts={"amount": n})
 
     runs = [run("dense float32", 1.0), run("dense float16", 0.5)]
     runs += [run(f"{d}% {t}", d / 100 * (1.0 if t == "float32" else 2.0)) for t, ds in DENSITIES.items() for d in ds]
@@ -55,3 +58,17 @@ def test_every_pair_of_types_gets_a_line():
     assert lines[0].startswith("packed float32 beats dense float32 below a density of 100%")
     assert "float16 beats dense float16 below a density of 2" in lines[1]
     assert crossings(runs[1:])[0] == lines[1]
+
+
+def test_from_end_to_end(capfd, monkeypatch):
+    """Each competitor in its own process, on a matrix so small that only what is printed counts."""
+    import json
+
+    from minedge.cli import main
+
+    small = dataclasses.replace(PARTS["sparse"], sizes={"width": 64, "rows": 1, "cached": True})
+    monkeypatch.setitem(PARTS, "sparse", small)
+    code = main(["bench", "--only", "sparse", "--json", "--rounds", "1", "--turn", "0.01", "--threads", "1"])
+    report = json.loads(capfd.readouterr().out)
+    assert code == 0 and all(run["counts"] for run in report["results"][0]["runs"])
+    assert sum("packed" in line for line in report["derived"]) == 3
