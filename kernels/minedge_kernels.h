@@ -123,13 +123,14 @@ int me_sparse_linear(int isa, float *y, const float *x, const uint8_t *bits, con
 int me_sparse_gemm(int isa, float *c, const float *a, const uint8_t *bits, const void *values, const int64_t *starts, int half,
                    int back, int64_t M, int64_t out, int64_t in);
 
-/* Keys and values of the tokens so far, one layer: k[slot][kv][j / 16][d][j % 16], v[slot][kv][j][0..Dp), j below `room`, a
- * multiple of 16, Dp the next multiple of 16 from D on; zeros where nothing was stored. ME_INT8: code * scale[slot][kv][j]. */
+/* Keys and values of the tokens so far, one layer, in blocks of 256 tokens; scalar/attention_decode.c draws a block. A block has
+ * room for `rows` tokens, 256, or in a cache of one block any multiple of 16; zeros where nothing was stored. ..._slot, ..._block:
+ * bytes from one sequence, one block to the next, of keys, values and both scales. ME_INT8: code * scale[kv][j]. */
 enum { ME_FLOAT32, ME_FLOAT16, ME_INT8 };
 struct me_cache {
     void *k, *v;
     float *k_scales, *v_scales;
-    int64_t dtype, room;
+    int64_t dtype, rows, k_slot, k_block, v_slot, v_block, s_slot, s_block;
 };
 /* Rows first .. first + count - 1 of a step are the next tokens of the sequence in `slot`, which holds `past` already. */
 struct me_rows { int64_t first, count, past, slot; };

@@ -5,135 +5,33 @@
  *     for (j = 0; j < seen; j++) p[j] = exp(dot(q, k[j]) / sqrt(D) - top);
  *     for (d = 0; d < D; d++) out[d] = sum_j p[j] * v[j][d] / sum_j p[j];
  *
- * The cache lies as tile() wants it (tile.h), so a query costs two multiply-adds per eight numbers read and no transposes:
+ * The cache lies as the products want it (cache_products.h), in blocks of 256 keys, so that a past grows block by block:
  *
- *     k[slot][kv][j / 16][d][j % 16]      keys turned over in panels of 16
- *     v[slot][kv][j][0..Dp)               rows padded to a multiple of 16
+ *     k[slot][block][kv][j / 16][d][j % 16]            v[slot][block][kv][j][0..Dp)            float32, float16
+ *     k[slot][block][kv][j / 16][d / 2][j % 16][d % 2] v[slot][block][kv][j / 2][0..Dp)[j % 2]     int8, and a scale a vector
  *
- * The past is cut into spans of 256 keys. A span's softmax stands alone (its top, total and weighted sum); spans join in
- * their order. So a thread may take one span of a long past or one query of a long prompt: the same sums either way.
- * Rows are pairs (query, head of a group): the heads that share keys read them together. Narrow caches (float16, int8)
- * are widened 16 keys or 64 values at a time, which costs one pass for all rows. */
+ * with D padded to a multiple of 16 in v (Dp), of 2 in int8 k. A block is a span: its softmax stands alone (its top, total and
+ * weighted sum); spans join in their order. So a thread may take one span of a long past or one query of a long prompt: the
+ * same sums either way. Rows are pairs (query, head of a group): the heads that share keys read them together.
+ *
+ * With int8 both products are sums of integers: the query and the weights of the values become 16-bit codes
+ * (numpy_ops/attention_decode.py says how, and what that costs). */
 #ifndef ME_ISA
 #include "isa.h"
 #endif
-#include "../internal.h"
-#include "../tile.h"
+#include "../cache_products.h"
 
 #define ROWS ME_TILE_ROWS
-#define PANELS 32  /* keys widened at a time */
-#define CHUNK 64   /* values widened at a time; a chain of multiply-adds is no longer than this */
+#define CHUNK 64   /* values of one chain of multiply-adds */
 
-INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* c[r][0..32) = (add ? c : 0) + sum_k a[r][k] * (left[k * b_k + 0..16), right[k * b_k + 0..16)) for few rows, where tile()
- * would wait for its multiply-adds: the same chain for each result. */
-INLINE void wide_tile(const int rows, float *restrict c, int64_t c_row, const float *restrict a, int64_t a_row,
-                      const float *restrict left, const float *restrict right, int64_t b_k, int64_t K, int add) {
-    vf s[3][4];
-#pragma GCC unroll 3
-    for (int r = 0; r < rows; r++) s[r][0] = s[r][1] = s[r][2] = s[r][3] = v_set(0);
-    for (int64_t k = 0; k < K; k++) {
-        vf b0 = v_load(left + k * b_k), b1 = v_load(left + k * b_k + LANES);
-        vf b2 = v_load(right + k * b_k), b3 = v_load(right + k * b_k + LANES);
-#pragma GCC unroll 3
-        for (int r = 0; r < rows; r++) {
-            vf x = v_set(a[r * a_row + k]);
-            s[r][0] = v_fma(x, b0, s[r][0]);
-            s[r][1] = v_fma(x, b1, s[r][1]);
-            s[r][2] = v_fma(x, b2, s[r][2]);
-            s[r][3] = v_fma(x, b3, s[r][3]);
-        }
-    }
-#pragma GCC unroll 3
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < 4; i++) {
-            float *to = c + r * c_row + i * LANES;
-            v_store(to, add ? v_load(to) + s[r][i] : s[r][i]);
-        }
-}
-
-/* rows x columns results, columns a multiple of 16; 16 columns of b lie b_next from the 16 before. Rows go in even groups of
- * up to 6: eight as 4 + 4. */
-INLINE void product(int64_t rows, int64_t columns, float *c, int64_t c_row, const float *a, int64_t a_row, const float *b,
-                    int64_t b_k, int64_t b_next, int64_t K, int add) {
-    int64_t groups = (rows + 5) / 6, each = (rows + groups - 1) / groups;
-    for (int64_t r = 0; r < rows; r += each, c += each * c_row, a += each * a_row) {
-        int64_t n = smaller(each, rows - r), j = 0;
-        if (n <= 3)
-            for (; j + 32 <= columns; j += 32) {
-                const float *left = b + j / 16 * b_next;
-                switch (n) {
-                case 3: wide_tile(3, c + j, c_row, a, a_row, left, left + b_next, b_k, K, add); break;
-                case 2: wide_tile(2, c + j, c_row, a, a_row, left, left + b_next, b_k, K, add); break;
-                default: wide_tile(1, c + j, c_row, a, a_row, left, left + b_next, b_k, K, add);
-                }
-            }
-        for (; j < columns; j += 16) {
-            const float *from = b + j / 16 * b_next;
-            switch (n) {
-            case 6: tile(6, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
-            case 5: tile(5, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
-            case 4: tile(4, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
-            case 3: tile(3, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
-            case 2: tile(2, c + j, c_row, a, a_row, 1, from, b_k, K, add); break;
-            default: tile(1, c + j, c_row, a, a_row, 1, from, b_k, K, add);
-            }
-        }
-    }
-}
-
-INLINE vf widen_codes(const int8_t *codes) {
-#if defined(ME_AVX2)
-    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
-#elif defined(ME_NEON)
-    int16x8_t wide = vmovl_s8(vld1_s8(codes));
-    vf_halves h;
-    h.half[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
-    h.half[1] = vcvtq_f32_s32(vmovl_high_s16(wide));
-    return h.v;
-#else
-    return (vf){codes[0], codes[1], codes[2], codes[3], codes[4], codes[5], codes[6], codes[7]};
-#endif
-}
-
-/* n / 16 panels of keys j.. of a head as float32: in place, or widened into `room`. */
-INLINE const float *key_panels(const struct me_cache *c, int64_t head, int64_t j, int64_t n, int64_t D, float *room) {
-    int64_t at = (head * c->room + j) * D;
-    if (c->dtype == ME_FLOAT32) return (const float *)c->k + at;
-    if (c->dtype == ME_FLOAT16) {
-        const uint16_t *k = (const uint16_t *)c->k + at;
-        for (int64_t i = 0; i < n * D; i += LANES) v_store(room + i, v_half(k + i));
-        return room;
-    }
-    const int8_t *k = (const int8_t *)c->k + at;
-    for (int64_t p = 0; p < n; p += 16) {
-        const float *scales = c->k_scales + head * c->room + j + p;
-        vf low = v_load(scales), high = v_load(scales + LANES);
-        for (int64_t i = p * D; i < (p + 16) * D; i += 16) {
-            v_store(room + i, widen_codes(k + i) * low);
-            v_store(room + i + LANES, widen_codes(k + i + LANES) * high);
-        }
-    }
-    return room;
-}
-
-/* Values j .. j + n - 1 of a head as float32 rows of Dp. */
-INLINE const float *value_rows(const struct me_cache *c, int64_t head, int64_t j, int64_t n, int64_t Dp, float *room) {
-    int64_t at = (head * c->room + j) * Dp;
-    if (c->dtype == ME_FLOAT32) return (const float *)c->v + at;
-    if (c->dtype == ME_FLOAT16) {
-        const uint16_t *v = (const uint16_t *)c->v + at;
-        for (int64_t i = 0; i < n * Dp; i += LANES) v_store(room + i, v_half(v + i));
-        return room;
-    }
-    const int8_t *v = (const int8_t *)c->v + at;
-    for (int64_t i = 0; i < n; i++) {
-        vf scale = v_set(c->v_scales[head * c->room + j + i]);
-        for (int64_t d = 0; d < Dp; d += LANES) v_store(room + i * Dp + d, widen_codes(v + i * Dp + d) * scale);
-    }
-    return room;
+/* Bytes of a number of the cache, and keys of a head and block in numbers. */
+INLINE int64_t size_of(const struct me_cache *c) { return c->dtype == ME_FLOAT32 ? 4 : c->dtype == ME_FLOAT16 ? 2 : 1; }
+INLINE int64_t key_width(const struct me_cache *c, int64_t D) { return c->dtype == ME_INT8 ? round_up(D, 2) : D; }
+/* Where block s of a slot begins. */
+INLINE char *keys_of(const struct me_cache *c, int64_t slot, int64_t s) { return (char *)c->k + slot * c->k_slot + s * c->k_block; }
+INLINE char *values_of(const struct me_cache *c, int64_t slot, int64_t s) { return (char *)c->v + slot * c->v_slot + s * c->v_block; }
+INLINE float *scales_of(const struct me_cache *c, float *scales, int64_t slot, int64_t s) {
+    return (float *)((char *)scales + slot * c->s_slot + s * c->s_block);
 }
 
 /* p[0..keys) = exp(p - top) for the first `seen`, 0 beyond; keys a multiple of 8 */
@@ -157,31 +55,111 @@ INLINE void softmax_row(float *p, int64_t seen, int64_t keys, float *top, float 
     *top = largest, *total = v_sum(sum);
 }
 
+/* codes[0..n) ~ x / d, 16 bits with |code| <= levels, from the first `seen` numbers; zeros beyond. Returns d = max|x| / levels,
+ * NaN where an x is. n a multiple of 8 */
+INLINE float round16(int16_t *codes, const float *x, int64_t seen, int64_t n, int32_t levels) {
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7}, magnitude = v_seti(0x7fffffff);
+    vf top = v_set(0), most = v_set((float)levels);
+    vi odd = v_seti(0);
+    for (int64_t j = 0; j < n; j += LANES) {
+        vf v = (vf)((vi)v_load(x + j) & magnitude & (lane < v_seti((int32_t)(seen - j))));
+        odd |= v != v;
+        top = v_max(v, top);
+    }
+    float d = v_largest(top) / (float)levels, inverse = d != 0 ? 1.0f / d : 0;
+    for (int64_t j = 0; j < n; j += LANES) {
+        vf v = v_load(x + j) * v_set(inverse);
+        v = (vf)((vi)v & (v == v) & (lane < v_seti((int32_t)(seen - j))));
+        vf half = (vf)(((vi)v & ~magnitude) | (vi)v_set(0.5f));
+        vi c = __builtin_convertvector(v_max(-most, v_min(most, v)) + half, vi);
+        typedef int16_t v16 __attribute__((vector_size(16)));
+        v16 narrow = __builtin_convertvector(c, v16);
+        memcpy(codes + j, &narrow, sizeof narrow);
+    }
+    int any = 0;
+    for (int i = 0; i < LANES; i++) any |= odd[i];
+    return any ? NAN : d;
+}
+
 struct item { const struct me_rows *group; int64_t kv, first, rows; };  /* rows first.. of a sequence and a key head */
 
-/* acc (rows, Dp), top, total: span s as each row sees it. q (rows, D) is scaled already. */
-static void attend(const struct me_cached *a, const struct item *x, int64_t s, const float *q, float *acc, float *top,
+/* The queries of an item: scaled by 1 / sqrt(D), and as codes with their scales where the cache is int8. */
+struct queries { float *x; int16_t *codes; float *scales; int64_t row; };
+
+/* What an item needs while it runs; keys: of a span, rounded up to 16 */
+struct span { int64_t most, keys; const void *k, *v; const float *k_scales, *v_scales; const void *next_k; int64_t k_bytes, v_bytes; };
+
+/* Float caches: p (rows, ME_SPAN) = the scores; then acc (rows, Dp) = sum_j p[j] v[j]. */
+INLINE void float_scores(int dtype, int64_t rows, float *p, const struct queries *q, const struct span *x, int64_t D) {
+    struct ahead values = ask(x->v, x->v_bytes, steps_of(rows, x->keys, D, WIDE_ROWS));
+    float_product(dtype, rows, x->keys, p, ME_SPAN, q->x, q->row, x->k, 16, 16 * D, D, 0, &values);
+}
+INLINE void float_values(int dtype, int64_t rows, float *acc, const float *p, const struct span *x, int64_t Dp) {
+    struct ahead keys = ask(x->next_k, x->k_bytes, steps_of(rows, Dp, x->most, WIDE_ROWS));
+    for (int64_t j = 0; j < x->most; j += CHUNK)
+        float_product(dtype, rows, Dp, acc, Dp, p + j, ME_SPAN, (const char *)x->v + j * Dp * (dtype == ME_FLOAT32 ? 4 : 2), Dp, 16,
+                      smaller(CHUNK, x->most - j), j > 0, &keys);
+}
+
+/* The same with an int8 cache. sums: room for rows * max(ME_SPAN, Dp) */
+INLINE void code_scores(int64_t rows, float *p, int32_t *sums, const struct queries *q, const struct span *x, int64_t D) {
+    int64_t De = round_up(D, 2);
+    struct ahead values = ask(x->v, x->v_bytes, steps_of(rows, x->keys, De / 2, WIDE_PAIRS));
+    pair_product(rows, x->keys, sums, ME_SPAN, q->codes, q->row, x->k, 32, 16 * De, De, &values);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < x->keys; j += LANES) {
+            vi sum;
+            memcpy(&sum, sums + r * ME_SPAN + j, sizeof sum);
+            v_store(p + r * ME_SPAN + j, v_set(q->scales[r]) * v_load(x->k_scales + j) * __builtin_convertvector(sum, vf));
+        }
+}
+INLINE void code_values(int64_t rows, float *acc, float *p, int16_t *codes, int32_t *sums, const int64_t *seen,
+                        const struct span *x, int64_t Dp) {
+    float scales[ROWS];
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t j = 0; j < x->keys; j += LANES) v_store(p + r * ME_SPAN + j, v_load(p + r * ME_SPAN + j) * v_load(x->v_scales + j));
+        scales[r] = round16(codes + r * ME_SPAN, p + r * ME_SPAN, seen[r], x->keys, 32767);
+    }
+    struct ahead keys = ask(x->next_k, x->k_bytes, steps_of(rows, Dp, round_up(x->most, 2) / 2, WIDE_PAIRS));
+    pair_product(rows, Dp, sums, Dp, codes, ME_SPAN, x->v, 2 * Dp, 32, round_up(x->most, 2), &keys);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t d = 0; d < Dp; d += LANES) {
+            vi sum;
+            memcpy(&sum, sums + r * Dp + d, sizeof sum);
+            v_store(acc + r * Dp + d, v_set(scales[r]) * __builtin_convertvector(sum, vf));
+        }
+}
+
+/* acc (rows, Dp), top, total: span s as each row sees it. work: 2 * ROWS * max(ME_SPAN, Dp) + ROWS * ME_SPAN / 2 floats */
+static void attend(const struct me_cached *a, const struct item *x, int64_t s, const struct queries *q, float *acc, float *top,
                    float *total, float *work) {
-    int64_t D = a->D, Dp = round_up(D, 16), G = a->H / a->KV, head = x->group->slot * a->KV + x->kv, j0 = s * ME_SPAN;
+    const struct me_cache *c = a->cache;
+    int64_t D = a->D, Dp = round_up(D, 16), G = a->H / a->KV, slot = x->group->slot, j0 = s * ME_SPAN, seen[ROWS];
     int64_t before = x->group->past + 1 - j0;  /* row r sees before + r / G keys of the span */
-    int64_t most = smaller(ME_SPAN, before + (x->first + x->rows - 1) / G), keys = round_up(most, 16);
-    float *p = work, *room = work + ROWS * ME_SPAN;
-    if (most <= 0) {
+    struct span y = {.most = smaller(ME_SPAN, before + (x->first + x->rows - 1) / G)};
+    if (y.most <= 0) {
         for (int64_t r = 0; r < x->rows; r++) total[r] = 0;
         return;
     }
-    for (int64_t j = 0; j < keys; j += PANELS) {
-        int64_t n = smaller(PANELS, keys - j);
-        const float *panels = key_panels(a->cache, head, j0 + j, n, D, room);
-        product(x->rows, n, p + j, ME_SPAN, q, D, panels, 16, 16 * D, D, 0);
+    y.keys = round_up(y.most, 16);
+    y.k = keys_of(c, slot, s) + x->kv * c->rows * key_width(c, D) * size_of(c);
+    y.v = values_of(c, slot, s) + x->kv * c->rows * Dp * size_of(c);
+    y.k_bytes = y.keys * key_width(c, D) * size_of(c), y.v_bytes = y.keys * Dp * size_of(c);
+    y.next_k = (s + 1) * ME_SPAN < x->group->past + x->group->count ? keys_of(c, slot, s + 1) + x->kv * c->rows * key_width(c, D) * size_of(c) : y.k;
+    float *p = work;
+    int32_t *sums = (int32_t *)(work + ROWS * ME_SPAN);
+    if (c->dtype != ME_INT8) float_scores((int)c->dtype, x->rows, p, q, &y, D);
+    else {
+        y.k_scales = scales_of(c, c->k_scales, slot, s) + x->kv * c->rows;
+        y.v_scales = scales_of(c, c->v_scales, slot, s) + x->kv * c->rows;
+        code_scores(x->rows, p, sums, q, &y, D);
     }
-    for (int64_t r = 0; r < x->rows; r++)
-        softmax_row(p + r * ME_SPAN, smaller(ME_SPAN, before + (x->first + r) / G), keys, top + r, total + r);
-    for (int64_t j = 0; j < most; j += CHUNK) {
-        int64_t n = smaller(CHUNK, most - j);
-        const float *v = value_rows(a->cache, head, j0 + j, n, Dp, room);
-        product(x->rows, Dp, acc, Dp, p + j, ME_SPAN, v, Dp, 16, n, j > 0);
+    for (int64_t r = 0; r < x->rows; r++) {
+        seen[r] = smaller(ME_SPAN, before + (x->first + r) / G);
+        softmax_row(p + r * ME_SPAN, seen[r], y.keys, top + r, total + r);
     }
+    if (c->dtype != ME_INT8) float_values((int)c->dtype, x->rows, acc, p, &y, Dp);
+    else code_values(x->rows, acc, p, (int16_t *)(sums + ROWS * (ME_SPAN > Dp ? ME_SPAN : Dp)), sums, seen, &y, Dp);
 }
 
 /* A row's result so far, and the next span's: nothing to add where the row sees none of its keys. */
@@ -206,9 +184,15 @@ INLINE void divide(float *out, const float *acc, float total, int64_t D) {
 /* Items: for each sequence its key heads x tiles of rows (x spans, where `parts` takes the partial results). */
 ME_KERNEL(cached_attention) {
     const struct me_cached *a = args;
-    int64_t D = a->D, Dp = round_up(D, 16), G = a->H / a->KV;
-    float work[ROWS * ME_SPAN + 2 * (D > CHUNK ? D : CHUNK) * Dp], q[ROWS * D], acc[ROWS * Dp], acc2[ROWS * Dp];
-    float top[ROWS], total[ROWS], top2[ROWS], total2[ROWS], scale = 1.0f / __builtin_sqrtf((float)D);
+    int64_t D = a->D, Dp = round_up(D, 16), G = a->H / a->KV, wide = ME_SPAN > Dp ? ME_SPAN : Dp;
+    float work[ROWS * ME_SPAN + ROWS * wide + ROWS * ME_SPAN / 2], acc[ROWS * Dp], acc2[ROWS * Dp], x16[ROWS * Dp];
+    int16_t codes[ROWS * Dp];
+    float top[ROWS], total[ROWS], top2[ROWS], total2[ROWS], scales[ROWS], scale = 1.0f / __builtin_sqrtf((float)D);
+    struct queries q = {x16, codes, scales, Dp};
+    const int coded = a->cache->dtype == ME_INT8;
+    int32_t levels = (int32_t)smaller(32767, INT32_MAX / (127 * D));
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t d = D; d < Dp; d++) x16[r * Dp + d] = 0;
     for (int64_t i = begin; i < end; i++) {
         int64_t left = i;
         struct item x = {.group = a->groups};
@@ -227,10 +211,11 @@ ME_KERNEL(cached_attention) {
         int64_t at[ROWS];  /* each row's query and head, as a row of q and out */
         for (int64_t r = 0; r < x.rows; r++) {
             at[r] = (x.group->first + (x.first + r) / G) * a->H + x.kv * G + (x.first + r) % G;
-            for (int64_t d = 0; d < D; d++) q[r * D + d] = scale * a->q[at[r] * D + d];
+            for (int64_t d = 0; d < D; d++) x16[r * Dp + d] = scale * a->q[at[r] * D + d];
+            if (coded) scales[r] = round16(codes + r * Dp, x16 + r * Dp, D, Dp, levels);
         }
         if (a->parts) {
-            attend(a, &x, span, q, acc, top, total, work);
+            attend(a, &x, span, &q, acc, top, total, work);
             for (int64_t r = 0; r < x.rows; r++) {
                 float *part = a->parts + (at[r] * a->spans + span) * (Dp + 2);
                 memcpy(part, acc + r * Dp, (size_t)Dp * sizeof(float));
@@ -241,7 +226,7 @@ ME_KERNEL(cached_attention) {
         for (int64_t r = 0; r < x.rows; r++) total[r] = 0;
         int64_t last = x.group->past + (x.first + x.rows - 1) / G;  /* the last key that any row sees */
         for (int64_t s = 0; s * ME_SPAN <= last; s++) {
-            attend(a, &x, s, q, acc2, top2, total2, work);
+            attend(a, &x, s, &q, acc2, top2, total2, work);
             for (int64_t r = 0; r < x.rows; r++) join(acc + r * Dp, top + r, total + r, acc2 + r * Dp, top2[r], total2[r], Dp);
         }
         for (int64_t r = 0; r < x.rows; r++) divide(a->out + at[r] * D, acc + r * Dp, total[r], D);
@@ -289,26 +274,30 @@ INLINE int8_t code(float x, float inverse) {
 ME_KERNEL(cache_store) {
     const struct me_stored *a = args;
     const struct me_cache *c = a->cache;
-    int64_t D = a->D, Dp = round_up(D, 16);
+    int64_t D = a->D, Dp = round_up(D, 16), De = key_width(c, D);
     const struct me_rows *g = a->groups;
     for (int64_t i = begin; i < end; i++) {
         while (i >= g->first + g->count) g++;
-        int64_t j = g->past + i - g->first;
+        int64_t j = g->past + i - g->first, s = j / ME_SPAN;
+        void *keys = keys_of(c, g->slot, s), *values = values_of(c, g->slot, s);
+        j %= ME_SPAN;
         for (int64_t kv = 0; kv < a->KV; kv++) {
             const float *k = a->k + (i * a->KV + kv) * D, *v = a->v + (i * a->KV + kv) * D;
-            int64_t head = g->slot * a->KV + kv, panel = (head * c->room + j / 16 * 16) * D + j % 16, row = (head * c->room + j) * Dp;
+            int64_t panel = (kv * c->rows + j / 16 * 16) * De, row = (kv * c->rows + j) * Dp;
             if (c->dtype == ME_FLOAT32) {
-                for (int64_t d = 0; d < D; d++) ((float *)c->k)[panel + d * 16] = k[d];
-                memcpy((float *)c->v + row, v, (size_t)D * sizeof(float));
+                for (int64_t d = 0; d < D; d++) ((float *)keys)[panel + d * 16 + j % 16] = k[d];
+                memcpy((float *)values + row, v, (size_t)D * sizeof(float));
             } else if (c->dtype == ME_FLOAT16) {
-                for (int64_t d = 0; d < D; d++) ((uint16_t *)c->k)[panel + d * 16] = float_to_half(k[d]);
-                for (int64_t d = 0; d < D; d++) ((uint16_t *)c->v)[row + d] = float_to_half(v[d]);
+                for (int64_t d = 0; d < D; d++) ((uint16_t *)keys)[panel + d * 16 + j % 16] = float_to_half(k[d]);
+                for (int64_t d = 0; d < D; d++) ((uint16_t *)values)[row + d] = float_to_half(v[d]);
             } else {
                 float k_scale = vector_scale(k, D), v_scale = vector_scale(v, D);
                 float k_inverse = k_scale != 0 ? 1.0f / k_scale : 0, v_inverse = v_scale != 0 ? 1.0f / v_scale : 0;
-                c->k_scales[head * c->room + j] = k_scale, c->v_scales[head * c->room + j] = v_scale;
-                for (int64_t d = 0; d < D; d++) ((int8_t *)c->k)[panel + d * 16] = code(k[d], k_inverse);
-                for (int64_t d = 0; d < D; d++) ((int8_t *)c->v)[row + d] = code(v[d], v_inverse);
+                int8_t *to_k = (int8_t *)keys + panel + j % 16 * 2, *to_v = (int8_t *)values + row - j % 2 * Dp + j % 2;
+                scales_of(c, c->k_scales, g->slot, s)[kv * c->rows + j] = k_scale;
+                scales_of(c, c->v_scales, g->slot, s)[kv * c->rows + j] = v_scale;
+                for (int64_t d = 0; d < D; d++) to_k[d / 2 * 32 + d % 2] = code(k[d], k_inverse);
+                for (int64_t d = 0; d < D; d++) to_v[2 * d] = code(v[d], v_inverse);
             }
         }
     }

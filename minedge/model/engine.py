@@ -64,9 +64,7 @@ class Engine:
         self._isa = [name for name, _ in c_ops.isas()].index(model.ops.isa)
         self._rows = min(max(chunk, 1), batch * max_length)
         self._alive: list[Any] = []  # what C holds pointers to
-        self.caches = [
-            Cache(batch, max_length, config.n_kv_head, config.head_dim, kv_dtype) for _ in range(config.n_layer)
-        ]
+        self.caches = Cache.layers(config.n_layer, batch, max_length, config.n_kv_head, config.head_dim, kv_dtype)
         self._arrays: dict[str, Array] = dict(model.params)
         if config.uses_rotary:
             self._arrays["rotary.cos"], self._arrays["rotary.sin"] = rotary_tables(config)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from minedge.config import Config
 from minedge.errors import UsageError
 from minedge.model.linears import LinearKind
-from minedge.ops.numpy_ops.attention_decode import KV_DTYPES, kv_round
+from minedge.ops import Ops
+from minedge.ops.numpy_ops.attention_decode import KV_DTYPES, kv_codes, kv_round
 
 __all__ = ["KVCache", "check_room", "default_kv_dtype"]
 
@@ -21,17 +22,22 @@ class KVCache:
     """Room for `max_length` tokens: per layer k and v of shape (B, max_length, KV, D). `length` counts the tokens in
     it.
 
-    rounding  "float16" or "int8": keys and values are rounded as the engine's narrow caches round them, and kept as
-              float32 all the same. This is the cache that is meant to be read; engine.py has the one that saves memory.
+    rounding  "float16": keys and values are rounded as the engine's narrow cache rounds them, and kept as float32 all
+              the same. "int8": codes, with a scale (B, max_length, KV) for each vector in k_scales and v_scales. This
+              is the cache that is meant to be read; engine.py has the one that is fast.
     """
 
     def __init__(
         self, config: Config, batch: int, max_length: int, dtype: type = np.float32, rounding: str = "float32"
     ):
         check_room(config, max_length, rounding)
-        shape = (batch, max_length, config.n_kv_head, config.head_dim)
-        self.k: list[Array] = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
-        self.v: list[Array] = [np.zeros(shape, dtype) for _ in range(config.n_layer)]
+        shape, layers = (batch, max_length, config.n_kv_head, config.head_dim), range(config.n_layer)
+        if rounding == "int8":
+            dtype = np.int8
+        self.k: list[Array] = [np.zeros(shape, dtype) for _ in layers]
+        self.v: list[Array] = [np.zeros(shape, dtype) for _ in layers]
+        self.k_scales: list[Array] = [np.zeros(shape[:3], np.float32) for _ in layers if rounding == "int8"]
+        self.v_scales: list[Array] = [np.zeros(shape[:3], np.float32) for _ in layers if rounding == "int8"]
         self.length = 0
         self.rounding = rounding
         self.max_length = max_length
@@ -42,9 +48,21 @@ class KVCache:
         `length` itself moves once a step, by `advance`, after the last layer.
         """
         end = self.length + k.shape[1]
-        self.k[layer][:, self.length : end] = kv_round(k, self.rounding)
-        self.v[layer][:, self.length : end] = kv_round(v, self.rounding)
+        new = slice(self.length, end)
+        if self.rounding == "int8":
+            self.k[layer][:, new], self.k_scales[layer][:, new] = kv_codes(k)
+            self.v[layer][:, new], self.v_scales[layer][:, new] = kv_codes(v)
+        else:
+            self.k[layer][:, new] = kv_round(k, self.rounding)
+            self.v[layer][:, new] = kv_round(v, self.rounding)
         return self.k[layer][:, :end], self.v[layer][:, :end]
+
+    def attention(self, ops: Ops, layer: int, q: Array, k: Array, v: Array) -> Array:
+        """The attention of new queries over k and v, as `append` gave them."""
+        if self.rounding != "int8":
+            return ops.cached_attention(q, k, v)
+        S = k.shape[1]
+        return ops.cached_attention_int8(q, k, self.k_scales[layer][:, :S], v, self.v_scales[layer][:, :S])
 
     def advance(self, n: int) -> None:
         self.length += n
@@ -55,7 +73,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(a.nbytes for a in (*self.k, *self.v))
+        return sum(a.nbytes for a in (*self.k, *self.v, *self.k_scales, *self.v_scales))
 
 
 def check_room(config: Config, max_length: int, kv_dtype: str) -> None:

@@ -160,7 +160,7 @@ def _attention_forward(x: Array, run: _Pass, i: int) -> tuple[Array, tuple]:
     if run.kv is None:
         y, att = ops.attention_forward(q, k, v)
     else:
-        y, att = ops.cached_attention(q, k, v), ()
+        y, att = run.kv.attention(ops, i, q, k, v), ()
     out, out_cache = _linear_forward(y.reshape(B, T, -1), run, run.name(i, a.attn_out))
     return out, (in_caches, qn, kn, qr, kr, att, out_cache)
 

@@ -132,7 +132,7 @@ def test_cache_rounds_as_specified(dtype, D):
             lib.me_cache_store(isa, cache.pointer, floats(rows[0]), floats(rows[1]), group, 1, 2, D)
         for got, want in zip(cache.unpacked(1, 37), (k, v), strict=True):
             assert same(got, np.ascontiguousarray(kv_round(want, dtype)))
-        assert not cache.k[0].any() and not cache.v[0].any() and not cache.v[1, :, :, D:].any()
+        assert not cache.k[0].any() and not cache.v[0].any() and not cache.v[1, :, :, :, D:].any()
 
 
 def test_what_the_engine_cannot_run_is_said():

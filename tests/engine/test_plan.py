@@ -95,7 +95,11 @@ def test_every_step_is_its_op(architecture, kind, kv_dtype):
                 continue
             elif step.op == "attention":
                 q = ins[0].reshape(1, len(part), step.group, step.n)
-                want = ops.cached_attention(q, *(np.ascontiguousarray(a)[None] for a in now["cache"]))
+                if kv_dtype == "int8":
+                    kept = engine.caches[step.layer].rows(0, past + len(part))
+                    want = ops.cached_attention_int8(q, *(kept[n][None] for n in ("k", "k_scales", "v", "v_scales")))
+                else:
+                    want = ops.cached_attention(q, *(np.ascontiguousarray(a)[None] for a in now["cache"]))
             else:
                 want = run_step(ops, step, ins, w, part, past)
             if step.op == "quantize":

@@ -73,6 +73,13 @@ def _attention(rng: np.random.Generator, n: int, backward: bool = False) -> tupl
     )
 
 
+def _coded(rng: np.random.Generator, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> tuple:
+    """The same attention over keys and values in codes."""
+    codes = [rng.integers(-127, 128, k.shape, dtype=np.int8) for _ in range(2)]
+    scales = [_positive(rng, *k.shape[:3]) for _ in range(2)]
+    return q, codes[0], scales[0], codes[1], scales[1]
+
+
 CASES: dict[str, Case] = {
     "embedding_forward": lambda r, n: (r.integers(0, 5, (2, n)), _f(r, 5, n + 1)),
     "embedding_backward": lambda r, n: (_f(r, _rows(n), n + 1), (r.integers(0, 5, _rows(n)), (5, n + 1))),
@@ -96,6 +103,7 @@ CASES: dict[str, Case] = {
     "attention_forward": _attention,
     "attention_backward": lambda r, n: _attention(r, n, backward=True),
     "cached_attention": _attention,
+    "cached_attention_int8": lambda r, n: _coded(r, *_attention(r, n)),
     "cross_entropy_forward": lambda r, n: (_f(r, 3, n + 1), r.integers(0, n + 1, 3), _positive(r, 3)),
     "cross_entropy_backward": lambda r, n: (
         0.5,

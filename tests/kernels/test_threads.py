@@ -30,6 +30,12 @@ def pruned(out: int, width: int, dtype: type = np.float32) -> tuple:
     return np.packbits(keep, bitorder="little"), weight[keep].astype(dtype), starts
 
 
+def _codes(S: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys or values of an int8 cache, and their scales."""
+    codes = np.random.default_rng(S).integers(-127, 128, (2, S, 3, 32), dtype=np.int8)
+    return codes, np.abs(f(2, S, 3)) / 50
+
+
 def big(name: str) -> tuple:
     """Arguments large enough for the pool to split the work."""
     rng = np.random.default_rng(3)
@@ -38,6 +44,7 @@ def big(name: str) -> tuple:
         "attention_backward": lambda: (f(2, 100, 6, 32), (f(2, 100, 6, 32), f(2, 110, 3, 32), f(2, 110, 3, 32),
                                                          f(2, 100, 6, 32), np.abs(f(2, 6, 100)) + 5)),
         "cached_attention": lambda: (f(2, 30, 6, 32), f(2, 610, 3, 32), f(2, 610, 3, 32)),
+        "cached_attention_int8": lambda: (f(2, 30, 6, 32), *_codes(610), *_codes(610)),
         "embedding_forward": lambda: (rng.integers(0, 50, (20, 40)), f(50, 130)),
         "embedding_backward": lambda: (f(20, 40, 130), (rng.integers(0, 50, (20, 40)), (50, 130))),
         "rotary_forward": lambda: (f(2, 90, 4, 64), f(90, 32), f(90, 32)),
@@ -102,6 +109,7 @@ def test_batch_size_changes_no_bit(isa):
     q128, s128 = ops["int4_quantize"](f(33, 384, seed=2), 128)
     codes = np.random.default_rng(5).integers(-128, 128, (33, 96), dtype=np.int8)
     keys = f(1, 440, 2, 16, seed=5)
+    codes8, scales8 = np.round(30 * keys).clip(-127, 127).astype(np.int8), np.abs(f(1, 440, 2)) / 50
     for one in (
         lambda a: ops["linear_forward"](a, f(50, 96, seed=4))[0],
         lambda a: ops["linear_backward"](a, (f(len(a), 50), f(96, 50, seed=4)), False)[0],
@@ -116,6 +124,9 @@ def test_batch_size_changes_no_bit(isa):
         lambda a: ops["sparse_linear_forward"](a, *pruned(33, 96, np.float16))[0],
         lambda a: ops["swiglu_forward"](a, a)[0],
         lambda a: ops["gelu_forward"](a)[0],
+        lambda a: ops["cached_attention_int8"](
+            a.reshape(1, -1, 6, 16), *(x[:, : 400 + len(a)] for x in (codes8, scales8) * 2)
+        )[0],
         lambda a: ops["cached_attention"](a.reshape(1, -1, 6, 16), keys[:, : 400 + len(a)], keys[:, : 400 + len(a)])[0],
     ):
         whole = one(x)

@@ -1,7 +1,7 @@
 """The specification tier: every op in NumPy, written to be read. The other tiers are held equal to it."""
 
 from minedge.ops.numpy_ops.attention import attention_backward, attention_forward
-from minedge.ops.numpy_ops.attention_decode import cached_attention
+from minedge.ops.numpy_ops.attention_decode import cached_attention, cached_attention_int8
 from minedge.ops.numpy_ops.half import half_linear_backward, half_linear_forward, half_round, half_widen
 from minedge.ops.numpy_ops.int4 import (
     int4_dequantize,
@@ -54,6 +54,7 @@ __all__ = [
     "bias_backward",
     "bias_forward",
     "cached_attention",
+    "cached_attention_int8",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "embedding_backward",

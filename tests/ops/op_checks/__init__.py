@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from op_checks.attention import check_attention, check_attention_view
 from op_checks.bounds import RATIOS
-from op_checks.cached_attention import check_cached_attention
+from op_checks.cached_attention import check_cached_attention, check_cached_attention_int8
 from op_checks.half import check_half, check_half_linear
 from op_checks.int4 import check_int4_linear, check_int4_quantize, check_int8_linear, check_partials
 from op_checks.layers import (
@@ -75,6 +75,12 @@ def _cached_attention(
     ops: Any, seed: int, B: int, lengths: tuple[int, int], KV: int, G: int, half: int, scale: float
 ) -> None:
     check_cached_attention(ops, seed, B, *lengths, KV, G, 2 * half, scale)
+
+
+def _cached_attention_int8(
+    ops: Any, seed: int, B: int, lengths: tuple[int, int], KV: int, G: int, D: int, scale: float
+) -> None:
+    check_cached_attention_int8(ops, seed, B, *lengths, KV, G, D, scale)
 
 
 _SMALL = st.sampled_from([1, 2])
@@ -147,6 +153,19 @@ CHECKS: dict[str, Check] = {
         ),
         ("cached_attention",),
         dict(B=2, lengths=(5, 7), KV=2, G=2, half=4, scale=1.0),
+    ),
+    "cached_attention_int8": Check(
+        _cached_attention_int8,
+        dict(
+            B=_SMALL,
+            lengths=st.sampled_from([(1, 1), (1, 2), (3, 3), (2, 17), (5, 16), (1, 255), (3, 257), (30, 30), (9, 520)]),
+            KV=_SMALL,
+            G=st.sampled_from([1, 2, 3, 7, 25]),
+            D=st.sampled_from([1, 2, 7, 16, 33, 64, 600]),
+            scale=st.sampled_from([0.5, 1.0, 8.0]),
+        ),
+        ("cached_attention_int8",),
+        dict(B=2, lengths=(5, 270), KV=2, G=2, D=8, scale=1.0),
     ),
     "cross_entropy": Check(
         check_cross_entropy,
