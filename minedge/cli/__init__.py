@@ -96,7 +96,7 @@ def _run(verb: str, words: list[str]) -> int:
     expand = getattr(module, "expand", None)  # train puts a config file's options in front of the words
     args = parser.read(expand(parser, words) if expand else words)
     own_threads = getattr(module, "OWN_THREADS", False)  # bench: for the processes that it measures
-    with _threads(None if own_threads else args.threads), _short_warnings(verb, args.quiet):
+    with _threads(None if own_threads else args.threads), _short_warnings(verb):
         return module.run(args, Console(args.json, args.quiet))
 
 
@@ -131,11 +131,13 @@ def _threads(n: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _short_warnings(verb: str, quiet: bool) -> Iterator[None]:
-    """Warnings as one line each, without the source line that raised them."""
+def _short_warnings(verb: str) -> Iterator[None]:
+    """Warnings as one line each, without the source line that raised them; with --quiet too: nobody asked for less
+    than what is wrong.
+    """
 
     def show(message: Any, category: type[Warning], *_: Any) -> None:
-        if not quiet and issubclass(category, (UserWarning, RuntimeWarning)):
+        if issubclass(category, (UserWarning, RuntimeWarning)):
             print(f"minedge {verb}: warning: {_one_line(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():

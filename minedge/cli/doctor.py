@@ -57,6 +57,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     console.out("native: the backend's own code; blas: NumPy's matrix product; numpy: the specification; *: chosen")
     console.out()
+    engine = report["engine"]
+    kinds = (
+        f"generates text with {', '.join(engine['kinds'])} matrices; others go op by op (minedge inspect says which)"
+    )
+    console.out(f"engine      {kinds if engine['available'] else engine['why_not']}")
     console.out(f"advice      {report['advice']}")
     return 0
 
@@ -80,6 +85,7 @@ def examine() -> dict[str, Any]:
         "default": default,
         "kernels": kernels,
         "details": _details(kernels),
+        "engine": _engine(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("MINEDGE_")},
         "ops": table,
         "advice": _advice(backends, default, wrong),
@@ -136,6 +142,14 @@ def _kernels() -> dict[str, Any]:
         }
     except (ImportError, AttributeError) as error:
         return {"available": False, "why_not": _short(str(error))}
+
+
+def _engine() -> dict[str, Any]:
+    """Whether the engine can run here, and which kinds of matrices it knows."""
+    from minedge.model.plan import PRODUCTS
+    from minedge.ops import c_ops
+
+    return {"available": c_ops.available(), "why_not": _short(c_ops.why_not()), "kinds": sorted(PRODUCTS)}
 
 
 def _details(kernels: dict[str, Any]) -> dict[str, str]:

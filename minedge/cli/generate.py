@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -13,6 +14,8 @@ from minedge.cli.common import check_utf8, load_model, model_facts, need_tokeniz
 from minedge.cli.console import Console
 from minedge.cli.parser import fraction, integer, model_options, real
 from minedge.errors import UsageError
+from minedge.model.generate import Sampling, generate_texts
+from minedge.model.kvcache import default_kv_dtype
 
 __all__ = [
     "DESCRIPTION", "EXAMPLES", "Meter", "add_options", "draft_of", "draft_options", "kv_option", "run",
@@ -28,6 +31,8 @@ EXAMPLES = (
     "minedge generate --prompts questions.txt --max-tokens 40",
     'minedge generate --model my-model --draft-model my-small-model --prompt "import" --stop "\\n\\n" --json',
 )
+
+WHY = {"length": "--max-tokens reached", "context": "the context is full", "stop": "end of text or stop text"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     draft, counts = draft_of(args)
     model = load_model(args)
     stops = [check_utf8("--stop", text).replace("\\n", "\n").replace("\\t", "\t") for text in args.stop or []]
-    settings = {**sampling_values(args), "kv_dtype": args.kv_dtype}
+    settings = {**sampling_values(args), "kv_dtype": args.kv_dtype or default_kv_dtype(model.linears)}
     if draft:
         del settings["kv_dtype"]
     if len(prompts) > 1:
@@ -115,7 +120,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     ):
         pieces.append(piece)
         console.piece(piece)
-    console.out()
+    if args.prompt != ["-"] or sys.stdout.isatty():
+        console.out()  # in a pipe the text goes out as it came in, without a newline that is not the model's
     facts = meter.facts(model.config.context_length, args.max_tokens)
     if session is not None:
         facts["prompt_tokens_read"] = session.reads[0] if session.reads else 0
@@ -141,14 +147,23 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     prompts = [read_prompt(text) for text in args.prompt or []]
     if args.prompts is not None:
         try:
-            lines = Path(args.prompts).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = Path(args.prompts).expanduser().read_text(encoding="utf-8-sig").split("\n")  # a BOM is no text
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--prompts: {args.prompts!r} cannot be read: {error}") from None
-        prompts += [line.replace("\\n", "\n").replace("\\t", "\t") for line in lines if line.strip()]
+        found = [line.replace("\\n", "\n").replace("\\t", "\t") for line in lines if line.strip()]
+        if not found:
+            raise UsageError(f"--prompts: {args.prompts!r}: expected a prompt per line, every line is blank")
+        prompts += found
     if not prompts:
         raise UsageError("--prompt: expected at least one text to continue; give --prompt TEXT or --prompts FILE")
     if len(prompts) > 1 and args.prompt_cache is not None:
         raise UsageError("--prompt-cache: expected one prompt, it holds one text")
+    if args.prompt_cache is not None:
+        folder = Path(args.prompt_cache).expanduser().parent
+        if not folder.is_dir():
+            raise UsageError(
+                f"--prompt-cache: {args.prompt_cache!r}: expected a folder at {str(folder)!r}; make it first"
+            )
     if args.draft_model is not None and (args.prompt_cache or args.kv_dtype):
         raise UsageError("--draft-model: cannot be combined with --prompt-cache or --kv-dtype")
     return prompts
@@ -156,21 +171,30 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 
 def _run_many(model: Any, prompts: list[str], stops: list[str], settings: dict[str, Any], console: Console) -> int:
     """Several prompts: each text under its prompt, once all are done."""
-    tokenizer = need_tokenizer(model)
+    need_tokenizer(model)
+    counts: list[dict[str, Any]] = []
     started = time.perf_counter()
-    texts = model.generate(prompts, stop=stops, **settings)
+    if "draft_model" in settings:
+        texts = model.generate(prompts, stop=stops, **settings)
+        counts = [{"generated_tokens": len(model.tokenizer.encode(text))} for text in texts]  # about: joins may differ
+    else:
+        sampling = Sampling(**{key: value for key, value in settings.items() if key not in ("max_tokens", "kv_dtype")})
+        texts = generate_texts(
+            model, prompts, settings["max_tokens"], sampling, stops, settings["kv_dtype"], counts
+        )  # fmt: skip
     seconds = time.perf_counter() - started
-    count = sum(len(tokenizer.encode(text)) for text in texts)
+    count = sum(row["generated_tokens"] for row in counts)
     if not console.json_mode:
-        for prompt, text in zip(prompts, texts, strict=True):
+        for prompt, text, row in zip(prompts, texts, counts, strict=True):
             console.out(f"{prompt}{text}\n")
-        console.status(
-            f"{len(texts)} texts, about {count} tokens at {count / seconds:,.0f} tokens/s ({model.ops.spec})"
-        )
+            if "ended" in row:
+                tokens = f"prompt {row['prompt_tokens']} tokens, generated {row['generated_tokens']} tokens"
+                console.status(f"{tokens}; {WHY[row['ended']]}")
+        console.status(f"{len(texts)} texts, {count} tokens at {count / seconds:,.0f} tokens/s ({model.ops.spec})")
     settings = {key: value for key, value in settings.items() if not key.startswith("draft_")}
     console.result({
-        "texts": texts, "prompts": prompts, "seconds": seconds, "settings": {**settings, "stop": stops},
-        "model": model_facts(model),
+        "texts": texts, "prompts": prompts, "per_text": counts, "generated_tokens": count, "seconds": seconds,
+        "settings": {**settings, "stop": stops}, "model": model_facts(model),
     })  # fmt: skip
     return 0
 
@@ -260,12 +284,11 @@ class Meter:
 
 def summary(facts: dict[str, Any]) -> str:
     """One line of speeds."""
-    why = {"length": "--max-tokens reached", "context": "the context is full", "stop": "end of text or stop text"}
     parts = []
     for what, speed in (("prompt_tokens", "prompt_tokens_per_s"), ("generated_tokens", "tokens_per_s")):
         rate = f" at {facts[speed]:,.0f} tokens/s" if facts[speed] else ""
         parts.append(f"{what.split('_')[0]} {facts[what]} tokens{rate}")
-    return f"{', '.join(parts)}; {why[facts['ended']]}"
+    return f"{', '.join(parts)}; {WHY[facts['ended']]}"
 
 
 def stream(model: Any, prompt: str, console: Console, **settings: Any) -> Iterator[str]:

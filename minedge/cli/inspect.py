@@ -131,6 +131,7 @@ def _model(path: Path) -> dict[str, Any]:
         "head": "tied to the embedding" if c.tie_embeddings else "its own matrix",
         "tokenizer": "none" if told is None else f"{told['tokens']:,} tokens, end of text {told['eos_token']!r}",
         "chat_template": "none" if told is None else told["chat_template"],
+        "engine": _engine(model),
         "on_disk": disk_bytes(path),
         "kinds": kinds,
         "bytes": {key: n for key, n in nbytes.items() if not key.startswith("kind:")},
@@ -139,6 +140,18 @@ def _model(path: Path) -> dict[str, Any]:
             for name, a in model.params.items()
         ],
     }
+
+
+def _engine(model: Any) -> str:
+    """Whether the engine would generate text with this model on the C tier, or why op by op."""
+    from minedge.errors import BackendError
+    from minedge.model.engine import Engine
+
+    try:
+        reason = Engine.why_not(model.with_backend("c"))
+    except BackendError as error:
+        reason = str(error)
+    return f"no: {reason}" if reason else "yes"
 
 
 def _kind_label(kind: dict[str, Any]) -> str:

@@ -200,9 +200,12 @@ def generate_text(
 
 def generate_texts(
     model: Model, prompts: list[str], max_tokens: int, s: Sampling, stop: str | list[str] | None = None,
-    kv_dtype: str | None = None,
+    kv_dtype: str | None = None, counts: list[dict[str, Any]] | None = None,
 ) -> list[str]:  # fmt: skip
-    """The continuation of each prompt, `SIDE_BY_SIDE` of them at a time; each is the text it would get alone."""
+    """The continuation of each prompt, `SIDE_BY_SIDE` of them at a time; each is the text it would get alone.
+
+    counts  a list that gets, per text, prompt_tokens, generated_tokens and why it ended: "length", "context" or "stop"
+    """
     stops, ids, out = stop_texts(stop), [prompt_ids(model, prompt) for prompt in prompts], []
     for start in range(0, len(ids), SIDE_BY_SIDE):
         part = ids[start : start + SIDE_BY_SIDE]
@@ -213,7 +216,18 @@ def generate_texts(
 
         generate_many(model, part, max_tokens, s, kv_dtype, more)
         out += ["".join(text.rest()) for text in texts]
+        if counts is not None:
+            counts += [_counted(model, text, prompt, max_tokens) for text, prompt in zip(texts, part, strict=True)]
     return out
+
+
+def _counted(model: Model, text: _Text, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+    n, ended = len(text.ids), "stop"
+    if not text.ended and n == max_tokens:
+        ended = "length"
+    elif not text.ended and len(prompt) + n >= model.config.context_length:
+        ended = "context"
+    return {"prompt_tokens": len(prompt), "generated_tokens": n, "ended": ended}
 
 
 def stop_texts(stop: str | list[str] | None) -> list[str]:

@@ -153,7 +153,7 @@ class _Builder:
         if kind.kind not in ROWS:
             raise Lacks(f"{a.embed} is {kind.kind}, of which the engine cannot look up rows")
         op, suffixes = ROWS[kind.kind]
-        group = getattr(kind, "group_size", 0)
+        group = getattr(kind, "group_size", int(kind.kind == "bfloat16"))
         self.add(op, self.buffer("x", C), (), tuple(f"{a.embed}.{s}" for s in suffixes), n=C, group=group)
         if a.positions:
             self.add("positions", "x", ("x",), (f"{a.positions}.weight",), n=C)
@@ -249,7 +249,7 @@ def _int8(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -
 
 
 def _half(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -> None:
-    b.add("half", out, (x,), (f"{name}.half",), n=n, m=m)
+    b.add("half", out, (x,), (f"{name}.half",), n=n, m=m, group=int(kind.kind == "bfloat16"))
 
 
 def _sparse(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int) -> None:
@@ -259,7 +259,7 @@ def _sparse(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int)
 
 Rule = Callable[[_Builder, Any, str, str, str, int, int], None]
 PRODUCTS: dict[str, Rule] = {
-    "dense": _dense, "int4": _int4, "int8": _int8, "float16": _half, "sparse": _sparse, "lora": _lora,
+    "dense": _dense, "int4": _int4, "int8": _int8, "float16": _half, "bfloat16": _half, "sparse": _sparse, "lora": _lora,
     "masked": _dense,  # what its mask takes out is zero in the array already
 }  # fmt: skip
 # Embeddings: the step, and the arrays it reads.
@@ -268,4 +268,5 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "int4": ("rows_int4", ("qweight", "scales")),
     "int8": ("rows_int8", ("qweight", "scales")),
     "float16": ("rows_half", ("half",)),
+    "bfloat16": ("rows_half", ("half",)),
 }

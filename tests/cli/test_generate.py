@@ -65,3 +65,65 @@ def test_a_cache_that_is_no_cache_is_refused(cli, tmp_path):
 def test_kv_dtypes(cli, kv_dtype):
     found = texts(cli("generate", "-p", "Return the", "--max-tokens", "6", "--kv-dtype", kv_dtype, "--json"))
     assert found["settings"]["kv_dtype"] == kv_dtype and found["generated_tokens"] == 6
+
+
+def test_the_default_dtype_of_the_cache_is_told(cli):
+    assert texts(cli("generate", "-p", "a", "--max-tokens", "1", "--json"))["settings"]["kv_dtype"] == "float32"
+
+
+def test_a_file_of_prompts_with_a_byte_order_mark_and_blank_lines(cli, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffReturn the\r\n\r\n  \nA \u2028 list\n".encode())
+    found = texts(cli("generate", "--prompts", str(file), "--max-tokens", "2", "--json"))
+    assert found["prompts"] == ["Return the", "A \u2028 list"]  # a line ends at \n, not wherever Unicode breaks one
+    file.write_bytes(b"\n \n")
+    result = cli("generate", "--prompts", str(file))
+    assert result.code == 2 and "every line is blank" in result.err
+
+
+def test_each_of_several_texts_is_counted(cli):
+    found = texts(cli("generate", "-p", "Return the", "-p", "A", "--max-tokens", "5", "--json"))
+    for prompt, row in zip(found["prompts"], found["per_text"], strict=True):
+        alone = texts(cli("generate", "-p", prompt, "--max-tokens", "5", "--json"))
+        assert row == {key: alone[key] for key in ("prompt_tokens", "generated_tokens", "ended")}
+    stopped = texts(cli("generate", "-p", "Return the", "-p", "A", "--stop", " ", "--max-tokens", "5", "--json"))
+    assert "stop" in {row["ended"] for row in stopped["per_text"]}
+
+
+def test_a_prompt_cache_in_no_folder_is_refused_before_any_work(cli, tmp_path):
+    result = cli("generate", "-p", "a", "--model", "no-such-model", "--prompt-cache", str(tmp_path / "no" / "x"))
+    assert result.code == 2 and "--prompt-cache" in result.err and not (tmp_path / "no").exists()
+
+
+def test_text_from_a_pipe_goes_on_without_a_newline_of_ours(cli, monkeypatch):
+    import io
+
+    plain = cli("generate", "-p", "Return the", "--max-tokens", "4").out
+    monkeypatch.setattr("sys.stdin", io.StringIO("Return the"))
+    assert cli("generate", "-p", "-", "--max-tokens", "4").out + "\n" == plain
+
+
+def test_quiet_keeps_warnings(cli, monkeypatch):
+    import warnings
+
+    import minedge.cli.generate as verb
+
+    real = verb.load_model
+
+    def warn(args):
+        warnings.warn("something is odd", UserWarning, stacklevel=2)
+        return real(args)
+
+    monkeypatch.setattr(verb, "load_model", warn)
+    result = cli("generate", "-p", "a", "--max-tokens", "1", "--quiet")
+    assert result.err == "minedge generate: warning: something is odd\n"
+
+
+def test_inspect_and_doctor_say_what_the_engine_runs(cli, tmp_path):
+    import minedge
+    from minedge import quant
+
+    assert texts(cli("inspect", "bundled", "--json"))["engine"] == "yes"
+    quant.nf4(minedge.load("bundled"), 64).save(tmp_path / "nf4")
+    assert "nf4" in texts(cli("inspect", str(tmp_path / "nf4"), "--json"))["engine"]
+    assert "bfloat16" in texts(cli("doctor", "--json"))["engine"]["kinds"]

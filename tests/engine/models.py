@@ -31,6 +31,7 @@ KINDS = {
     "masked": prune.magnitude,
     "packed 2:4": lambda m: sparse.pack(prune.nm(m)),
     "lora on packed float16": lambda m: _adapted(sparse.pack(prune.magnitude(m), "float16")),
+    "bfloat16": lambda m: quant.half(m, "bfloat16"),
     "lora": _adapted,
     "lora on int4": lambda m: _adapted(quant.int4(m, embeddings=True)),
     "two loras on int4": lambda m: _adapted(_adapted(quant.int4(m)), adapter="second"),
