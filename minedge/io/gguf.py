@@ -25,6 +25,7 @@ from minedge.io.gguf_tokenizer import read_tokenizer
 from minedge.io.jsonfile import open_regular
 from minedge.model.linears import LinearKind, dense_kind, kind_from_dict
 from minedge.model.shapes import linear_shapes, param_shapes
+from minedge.ops.memory import Slabs
 
 __all__ = ["GGUFFile", "read_config", "read_model"]
 
@@ -43,6 +44,7 @@ class GGUFFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._file, size = open_regular(path)
+        self._slabs = Slabs(size)
         try:
             self.header: GGUFHeader = load_header(self._file, size, self.path)
         except BaseException:
@@ -107,8 +109,8 @@ class GGUFFile:
             types = " or ".join(_PACKED)
             raise MinedgeFormatError(f"{self.path}: tensor {name!r}: expected a {types} matrix, got {info.type.name}")
         out_features, in_features = info.shape
-        codes = np.empty((out_features, in_features // 32, info.type.nbytes - 2), np.uint8)
-        scales = np.empty((out_features, in_features // 32), np.float16)
+        codes = self._slabs.empty((out_features, in_features // 32, info.type.nbytes - 2), np.dtype(np.uint8))
+        scales = self._slabs.empty((out_features, in_features // 32), np.dtype(np.float16))
         for first, count, raw in self._chunks(info):
             where = slice(first, first + count) if rows is None else rows[first : first + count]
             blocks = raw.reshape(count, -1, info.type.nbytes)

@@ -97,6 +97,10 @@ class _Builder:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     rounded: set[str] = field(default_factory=set)
     later: list[Callable[[], None]] = field(default_factory=list)
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shapes = linear_shapes(self.config)
 
     def add(self, op: str, out: str, inputs: tuple[str, ...] = (), params: tuple[str, ...] = (), **sizes: Any) -> None:
         self.rounded.discard(out)
@@ -123,7 +127,7 @@ class _Builder:
         put off comes after all products, so that those stand in a row and can share one job.
         """
         for name, out in pairs:
-            m, n = linear_shapes(self.config)[name]
+            m, n = self.shapes[name]
             self.product(self.linears[name], x, name, self.buffer(out, m), n, m)
         for add in self.later:
             add()

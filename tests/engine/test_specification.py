@@ -19,7 +19,7 @@ from minedge.model.engine import Engine
 from minedge.model.kvcache import KVCache
 from tests.engine.models import ARCHITECTURES, KINDS, make
 
-U, NOISE, RUNS, SLACK = 2.0**-24, 4.0, 6, 4.0
+U, NOISE, RUNS, SLACK = 2.0**-24, 4.0, 16, 4.0  # a code near the middle of two flips in one of eight runs
 T = 24
 
 

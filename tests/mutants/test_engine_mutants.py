@@ -141,7 +141,7 @@ BUGS = [
         "np.rint(scaled)",
         ROUND,
     ),
-    Bug("a scale of 1/128", "attention_decode", "np.float32(127)).astype", "np.float32(128)).astype", ROUND),
+    Bug("a scale of 1/128", "attention_decode", "np.float32(levels)).astype", "np.float32(levels + 1)).astype", ROUND),
     Bug("one scale for all vectors", "attention_decode", "max(axis=-1, keepdims=True)", "max(keepdims=True)", ROUND),
 ]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from minedge.ops.c_ops.attention import _sizes
 from minedge.ops.c_ops.checks import dense, f32, need
-from minedge.ops.c_ops.memory import huge_zeros
 from minedge.ops.c_ops.native import ffi, floats, lib
+from minedge.ops.memory import huge_zeros
 
 __all__ = ["OPS", "Cache"]
 

@@ -10,9 +10,10 @@ import mmap
 
 import numpy as np
 
-__all__ = ["huge_zeros"]
+__all__ = ["Slabs", "huge_zeros"]
 
 PAGE = 1 << 21
+SLAB = 64 << 20
 
 
 def huge_zeros(nbytes: int) -> np.ndarray:
@@ -27,3 +28,25 @@ def huge_zeros(nbytes: int) -> np.ndarray:
     with contextlib.suppress(OSError):  # a kernel without them: the memory is as good as any
         memory.madvise(mmap.MADV_HUGEPAGE)
     return space[start : start + nbytes]
+
+
+class Slabs:
+    """Hands out arrays side by side in pieces of 64 MB on huge pages: the many matrices of a quantized model, of which
+    each is too small for such a page of its own, lie as they are read. A piece goes with the last array in it.
+
+    total  about how many bytes will be asked for; where that is less than a page, arrays are NumPy's own
+    """
+
+    def __init__(self, total: int):
+        self._slab, self._left = min(total + total // 64, SLAB), np.empty(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """A new C-contiguous array from an address that 64 divides."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        step = -(-size // 64) * 64
+        if self._slab < PAGE or step > self._slab // 2 or size == 0:
+            return np.empty(shape, dtype)
+        if step > len(self._left):
+            self._left = huge_zeros(self._slab)
+        out, self._left = self._left[:size], self._left[step:]
+        return out.view(dtype).reshape(shape)
