@@ -19,7 +19,7 @@ from minedge.model.engine import Engine
 from minedge.model.kvcache import KVCache
 from tests.engine.models import ARCHITECTURES, KINDS, make
 
-U, NOISE, RUNS, SLACK = 2.0**-24, 4.0, 16, 4.0  # a code near the middle of two flips in one of eight runs
+U, NOISE, RUNS, SLACK = 2.0**-24, 4.0, 24, 4.0  # a code near the middle of two flips in a few runs of 24
 T = 24
 
 
