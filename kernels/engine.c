@@ -128,12 +128,8 @@ static int run_step(int isa, const struct me_step *s, const struct me_batch *b) 
         me_int8_sums(out->sums, out->codes, N, s->n);
         break;
     case ME_OP_DENSE: return me_gemm(isa, s->out, s->x, s->w, 0, 1, N, s->m, s->n);
-<<<<<<< HEAD
-    case ME_OP_HALF: me_half_linear(isa, s->out, s->x, s->w, 0, N, s->m, s->n); break;
-    case ME_OP_SPARSE: return me_sparse_linear(isa, s->out, s->x, s->w, s->w2, s->w3, s->group != 0, N, s->m, s->n);
-=======
     case ME_OP_HALF: me_half_linear(isa, s->out, s->x, s->w, (int)s->group, N, s->m, s->n); break;
->>>>>>> 172eb73 (bfloat16 in the engine; generate: what was read and written per text, errors before work, warnings stay; inspect and doctor say what the engine runs)
+    case ME_OP_SPARSE: return me_sparse_linear(isa, s->out, s->x, s->w, s->w2, s->w3, s->group != 0, N, s->m, s->n);
     case ME_OP_BIAS: me_bias_forward(isa, s->out, s->x, s->w, N, s->m); break;
     case ME_OP_COLUMNS: copy_columns(s, N); break;
     case ME_OP_ROTARY: rotate(isa, s, b); break;

@@ -156,12 +156,8 @@ enum me_op {
     ME_OP_DENSE,        /* out (N, m) = x (N, n) w^T */
     ME_OP_INT4,         /* the same of the codes x and int4 w, w2; steps in a row that share x run as one */
     ME_OP_INT8,         /* of int8 w, w2 */
-<<<<<<< HEAD
-    ME_OP_HALF,         /* out (N, m) = x (N, n) w^T, w float16 */
-    ME_OP_SPARSE,       /* w, w2, w3: mask, values, starts of a packed pruned weight; group: values are float16 */
-=======
     ME_OP_HALF,         /* out (N, m) = x (N, n) w^T, w float16, or bfloat16 where `group` is 1 */
->>>>>>> 172eb73 (bfloat16 in the engine; generate: what was read and written per text, errors before work, warnings stay; inspect and doctor say what the engine runs)
+    ME_OP_SPARSE,       /* w, w2, w3: mask, values, starts of a packed pruned weight; group: values are float16 */
     ME_OP_BIAS,         /* out (N, m) = x + w */
     ME_OP_COLUMNS,      /* out (N, m) = columns group .. group + m - 1 of x (N, n) */
     ME_OP_ROTARY,       /* out (N, m, n) = x turned by the angles w (cos), w2 (sin) of its position */

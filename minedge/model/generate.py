@@ -93,6 +93,8 @@ def probabilities(logits: Array, seen: Array, s: Sampling) -> Array:
 
 def next_token(logits: Array, seen: Array, s: Sampling, rng: np.random.Generator) -> int:
     """One token id. Temperature 0 draws no random number."""
+    if s.temperature == 0 and s.repetition_penalty == 1.0:
+        return int(logits.argmax())  # what follows comes to the same, slower
     p = probabilities(logits, seen, s)
     return int(p.argmax()) if s.temperature == 0 else draw(p, rng)
 
@@ -121,13 +123,16 @@ def generate_ids(
         return
     session = session or Session(model, len(prompt) + room, kv_dtype)
     rng = np.random.default_rng(s.seed)
-    seen = list(prompt)
-    for _ in range(room):
-        token = next_token(session.read(seen)[0], np.array(seen), s, rng)
+    logits, seen = session.read(prompt), np.empty(len(prompt) + room, np.int64)
+    seen[: len(prompt)] = prompt
+    for n in range(len(prompt), len(seen)):
+        token = next_token(logits[0], seen[:n], s, rng)
         if token in model.config.eos_ids:
             return
         yield token
-        seen.append(token)
+        seen[n] = token
+        if n + 1 < len(seen):
+            logits = session.read_on([token])
 
 
 def _room(model: Model, prompt: list[int], max_tokens: int, session: Session | None = None) -> int:
@@ -167,7 +172,8 @@ def generate_many(
         for i, ids in enumerate(new):
             if not ids:
                 continue
-            token = next_token(next(rows), np.array([*prompts[i], *made[i]]), s, rngs[i])
+            seen = [*prompts[i], *made[i]] if s.repetition_penalty != 1.0 else []
+            token = next_token(next(rows), np.array(seen, np.int64), s, rngs[i])
             new[i] = []
             if token in model.config.eos_ids:
                 continue

@@ -263,7 +263,8 @@ def _sparse(b: _Builder, kind: Any, x: str, name: str, out: str, n: int, m: int)
 
 Rule = Callable[[_Builder, Any, str, str, str, int, int], None]
 PRODUCTS: dict[str, Rule] = {
-    "dense": _dense, "int4": _int4, "int8": _int8, "float16": _half, "bfloat16": _half, "sparse": _sparse, "lora": _lora,
+    "dense": _dense, "int4": _int4, "int8": _int8, "float16": _half, "bfloat16": _half, "sparse": _sparse,
+    "lora": _lora,
     "masked": _dense,  # what its mask takes out is zero in the array already
 }  # fmt: skip
 # Embeddings: the step, and the arrays it reads.

@@ -47,6 +47,13 @@ class Session:
         self.ids = list(text)
         return logits
 
+    def read_on(self, new: list[int]) -> Array:
+        """Logits (1, V) after reading `new` behind what the session holds."""
+        logits = self.reader.step([new])
+        self.reads.append(len(new))
+        self.ids += new
+        return logits
+
     def forget(self, length: int) -> None:
         """Forget everything from position `length` on."""
         self.reader.truncate(length)

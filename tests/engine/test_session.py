@@ -135,3 +135,24 @@ def test_damaged_files_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(MinedgeFormatError):
         load_session(model, path)
+
+
+def test_reading_on_is_reading_the_longer_text():
+    model = make(kind="int4")
+    one, other = Session(model), Session(model)
+    one.read([1, 2, 3])
+    other.read([1, 2, 3])
+    for token in (4, 5):
+        assert one.read_on([token]).tobytes() == other.read([*other.ids, token]).tobytes()
+    assert one.ids == other.ids == [1, 2, 3, 4, 5] and one.reads == other.reads == [3, 1, 1]
+
+
+def test_the_likeliest_token_is_the_same_with_and_without_the_chain():
+    """Temperature 0 takes a short way; a penalty of almost 1 takes the long one."""
+    from minedge.model.generate import Sampling, next_token
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        logits = np.round(rng.normal(0, 1, 20), 1).astype(np.float32)  # with ties
+        long = next_token(logits, np.array([], np.int64), Sampling(repetition_penalty=1.5), rng)
+        assert next_token(logits, np.array([3]), Sampling(), rng) == long
