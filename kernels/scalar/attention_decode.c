@@ -19,7 +19,7 @@
 #ifndef ME_ISA
 #include "isa.h"
 #endif
-#include "../cache_products.h"
+#include "../cache_codes.h"
 
 #define ROWS ME_TILE_ROWS
 #define CHUNK 64   /* values of one chain of multiply-adds */
@@ -53,32 +53,6 @@ INLINE void softmax_row(float *p, int64_t seen, int64_t keys, float *top, float 
         sum += e;
     }
     *top = largest, *total = v_sum(sum);
-}
-
-/* codes[0..n) ~ x / d, 16 bits with |code| <= levels, from the first `seen` numbers; zeros beyond. Returns d = max|x| / levels,
- * NaN where an x is. n a multiple of 8 */
-INLINE float round16(int16_t *codes, const float *x, int64_t seen, int64_t n, int32_t levels) {
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7}, magnitude = v_seti(0x7fffffff);
-    vf top = v_set(0), most = v_set((float)levels);
-    vi odd = v_seti(0);
-    for (int64_t j = 0; j < n; j += LANES) {
-        vf v = (vf)((vi)v_load(x + j) & magnitude & (lane < v_seti((int32_t)(seen - j))));
-        odd |= v != v;
-        top = v_max(v, top);
-    }
-    float d = v_largest(top) / (float)levels, inverse = d != 0 ? 1.0f / d : 0;
-    for (int64_t j = 0; j < n; j += LANES) {
-        vf v = v_load(x + j) * v_set(inverse);
-        v = (vf)((vi)v & (v == v) & (lane < v_seti((int32_t)(seen - j))));
-        vf half = (vf)(((vi)v & ~magnitude) | (vi)v_set(0.5f));
-        vi c = __builtin_convertvector(v_max(-most, v_min(most, v)) + half, vi);
-        typedef int16_t v16 __attribute__((vector_size(16)));
-        v16 narrow = __builtin_convertvector(c, v16);
-        memcpy(codes + j, &narrow, sizeof narrow);
-    }
-    int any = 0;
-    for (int i = 0; i < LANES; i++) any |= odd[i];
-    return any ? NAN : d;
 }
 
 struct item { const struct me_rows *group; int64_t kv, first, rows; };  /* rows first.. of a sequence and a key head */
@@ -253,21 +227,18 @@ ME_KERNEL(join_spans) {
     }
 }
 
-/* One vector of D numbers as codes: d = max|x| / 127, halves away from zero, as int8_quantize rounds. */
-INLINE float vector_scale(const float *x, int64_t D) {
-    float top = 0;
-    for (int64_t d = 0; d < D; d++) {
-        float magnitude = __builtin_fabsf(x[d]);
-        if (!(magnitude <= top)) top = magnitude;  /* a NaN stays */
+/* out[0..n) = x as float16, to nearest, ties to even. n a multiple of 8 */
+INLINE void halves_of(uint16_t *out, const float *x, int64_t n) {
+    for (int64_t j = 0; j < n; j += LANES) {
+#if defined(ME_AVX2)
+        vf v = v_load(x + j);
+        if (!_mm256_movemask_ps((__m256)(v != v))) {  /* a NaN's bits are float_to_half's */
+            _mm_storeu_si128((__m128i *)(out + j), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+            continue;
+        }
+#endif
+        for (int i = 0; i < LANES; i++) out[j + i] = float_to_half(x[j + i]);
     }
-    return top / 127.0f;
-}
-
-INLINE int8_t code(float x, float inverse) {
-    x *= inverse;
-    if (x != x) return 0;
-    x = x > 127 ? 127 : x < -127 ? -127 : x;
-    return (int8_t)(x + (x < 0 ? -0.5f : 0.5f));
 }
 
 /* Items: rows. k and v (rows, KV, D) go to their places in the cache. */
@@ -276,10 +247,13 @@ ME_KERNEL(cache_store) {
     const struct me_cache *c = a->cache;
     int64_t D = a->D, Dp = round_up(D, 16), De = key_width(c, D);
     const struct me_rows *g = a->groups;
+    float x[2][Dp];
+    int16_t narrow[2][Dp];  /* codes, or the bits of float16 */
+    memset(x, 0, sizeof x);
     for (int64_t i = begin; i < end; i++) {
         while (i >= g->first + g->count) g++;
         int64_t j = g->past + i - g->first, s = j / ME_SPAN;
-        void *keys = keys_of(c, g->slot, s), *values = values_of(c, g->slot, s);
+        char *keys = keys_of(c, g->slot, s), *values = values_of(c, g->slot, s);
         j %= ME_SPAN;
         for (int64_t kv = 0; kv < a->KV; kv++) {
             const float *k = a->k + (i * a->KV + kv) * D, *v = a->v + (i * a->KV + kv) * D;
@@ -287,17 +261,21 @@ ME_KERNEL(cache_store) {
             if (c->dtype == ME_FLOAT32) {
                 for (int64_t d = 0; d < D; d++) ((float *)keys)[panel + d * 16 + j % 16] = k[d];
                 memcpy((float *)values + row, v, (size_t)D * sizeof(float));
-            } else if (c->dtype == ME_FLOAT16) {
-                for (int64_t d = 0; d < D; d++) ((uint16_t *)keys)[panel + d * 16 + j % 16] = float_to_half(k[d]);
-                for (int64_t d = 0; d < D; d++) ((uint16_t *)values)[row + d] = float_to_half(v[d]);
+                continue;
+            }
+            memcpy(x[0], k, (size_t)D * sizeof(float));
+            memcpy(x[1], v, (size_t)D * sizeof(float));
+            if (c->dtype == ME_FLOAT16) {
+                for (int t = 0; t < 2; t++) halves_of((uint16_t *)narrow[t], x[t], Dp);
+                int16_t *to_k = (int16_t *)keys + panel + j % 16;
+                for (int64_t d = 0; d < D; d++) to_k[d * 16] = narrow[0][d];
+                memcpy((int16_t *)values + row, narrow[1], (size_t)D * sizeof(int16_t));
             } else {
-                float k_scale = vector_scale(k, D), v_scale = vector_scale(v, D);
-                float k_inverse = k_scale != 0 ? 1.0f / k_scale : 0, v_inverse = v_scale != 0 ? 1.0f / v_scale : 0;
                 int8_t *to_k = (int8_t *)keys + panel + j % 16 * 2, *to_v = (int8_t *)values + row - j % 2 * Dp + j % 2;
-                scales_of(c, c->k_scales, g->slot, s)[kv * c->rows + j] = k_scale;
-                scales_of(c, c->v_scales, g->slot, s)[kv * c->rows + j] = v_scale;
-                for (int64_t d = 0; d < D; d++) to_k[d / 2 * 32 + d % 2] = code(k[d], k_inverse);
-                for (int64_t d = 0; d < D; d++) to_v[2 * d] = code(v[d], v_inverse);
+                scales_of(c, c->k_scales, g->slot, s)[kv * c->rows + j] = round16(narrow[0], x[0], D, Dp, 127);
+                scales_of(c, c->v_scales, g->slot, s)[kv * c->rows + j] = round16(narrow[1], x[1], D, Dp, 127);
+                for (int64_t d = 0; d < D; d++) to_k[d / 2 * 32 + d % 2] = (int8_t)narrow[0][d];
+                for (int64_t d = 0; d < D; d++) to_v[2 * d] = (int8_t)narrow[1][d];
             }
         }
     }
