@@ -13,6 +13,9 @@ from minedge.errors import MinedgeError, UsageError
 
 __all__ = ["Lesson", "LessonFailed", "execute", "find", "folder", "kernel_sources", "lessons", "need", "tidy"]
 
+# The tutorials' matrices are small. BLAS gains nothing from a second thread there, and where other programs run its
+# threads wait for one another in loops: minutes in place of half a minute.
+ONE_BLAS_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 CELL_SECONDS = 600  # a cell that takes longer hangs
 _NAME = re.compile(r"(\d\d)_(\w+)\.py")
 _TITLE = re.compile(r"^# # (?:\d+\.? *)?(.+)$", re.MULTILINE)
@@ -130,7 +133,7 @@ def execute(
         resources={"metadata": {"path": str(where)}}, on_cell_start=started, on_cell_executed=done,
     )  # fmt: skip
     try:
-        client.execute(env={**os.environ, "PYTHONPATH": path, **(env or {})})
+        client.execute(env={**ONE_BLAS_THREAD, **os.environ, "PYTHONPATH": path, **(env or {})})
     except NoSuchKernel:
         raise UsageError("no Jupyter kernel 'python3' for this Python; pip install ipykernel") from None
     except CellExecutionError as error:
@@ -138,7 +141,7 @@ def execute(
         raise LessonFailed(f"{_where(notebook, at[0])}: {said}") from None
     except CellTimeoutError:
         raise LessonFailed(f"{_where(notebook, at[0])}: no end within {CELL_SECONDS} s") from None
-    except DeadKernelError:
+    except (DeadKernelError, AssertionError):  # nbclient stumbles over a kernel that was ended from outside
         raise LessonFailed(f"{_where(notebook, at[0])}: the kernel died (out of memory?)") from None
     except RuntimeError as error:  # of a kernel that does not start
         raise LessonFailed(f"the kernel did not start: {error}") from None

@@ -30,19 +30,19 @@ SEED = seed()
 expect = Expected(
     {
         "correlation of g with z . gradient, 20 draws": (0.999, 1.0),
-        "relative error of g at the best eps": (0.0, 0.005),
+        "relative error of g at the best eps": (0, 0.001),
         "second moment, Gaussian z, d = 8, n = 1": (9.7, 10.3),
         "second moment, spherical z, d = 8, n = 1": (7.8, 8.2),
         "second moment, Gaussian z, d = 8, n = 4": (3.15, 3.35),
         "second moment, spherical z, d = 8, n = 4": (2.68, 2.82),
         "steps to a tenth of the loss, 1,000 curved directions": (1900, 2700),
         "steps to a tenth of the loss, 10 curved directions of 1,000": (15, 50),
-        "label loss lost by MeZO, pretrained (nats)": (0.6, 4.0),
-        "label loss lost by MeZO, from scratch (nats)": (-0.3, 0.6),
-        "label loss lost by AdamW, from scratch (nats)": (3.5, 5.8),
-        "peak memory of a step, full / MeZO": (1.8, 12),
-        "bytes of the run's file": (400, 2000),
-        "weights that change by +eps, -2 eps, +eps (%)": (25, 60),
+        "label loss taken off by MeZO, pretrained (nats)": (0.8, 3),
+        "label loss taken off by MeZO, from scratch (nats)": (-0.3, 0.6),
+        "label loss taken off by AdamW, from scratch (nats)": (4, 5.5),
+        "peak memory of a step, full / MeZO": (1.8, 4),
+        "bytes of the run's file": (500, 700),
+        "weights that change by +eps, -2 eps, +eps (%)": (38, 46),
     }
 )
 
@@ -154,7 +154,7 @@ plot(
 
 
 # %%
-def second_moment(d: int, n: int, spherical: bool, trials: int = 40_000) -> float:
+def second_moment(d: int, n: int, spherical: bool, trials: int = 20_000) -> float:
     """Mean of |estimate|^2 over many estimates of a gradient of length 1."""
     rng = np.random.default_rng([SEED, d, n])
     total = np.zeros((trials, d))
@@ -166,10 +166,10 @@ def second_moment(d: int, n: int, spherical: bool, trials: int = 40_000) -> floa
     return float((total**2).sum(axis=1).mean())
 
 
-expect("second moment, Gaussian z, d = 8, n = 1", second_moment(8, 1, False, 400_000))
-expect("second moment, spherical z, d = 8, n = 1", second_moment(8, 1, True, 400_000))
-expect("second moment, Gaussian z, d = 8, n = 4", second_moment(8, 4, False, 200_000))
-expect("second moment, spherical z, d = 8, n = 4", second_moment(8, 4, True, 200_000))
+expect("second moment, Gaussian z, d = 8, n = 1", second_moment(8, 1, False, 200_000))
+expect("second moment, spherical z, d = 8, n = 1", second_moment(8, 1, True, 200_000))
+expect("second moment, Gaussian z, d = 8, n = 4", second_moment(8, 4, False, 100_000))
+expect("second moment, spherical z, d = 8, n = 4", second_moment(8, 4, True, 100_000))
 
 figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
 dims = np.array([2, 4, 8, 16, 32])
@@ -246,7 +246,7 @@ plot(figure, "Figure 3. Dimensions cost nothing as long as the loss is flat in t
 # there is something to learn. The loss is that of the label word on held-out examples, in nats.
 
 # %%
-STEPS, EVERY = 60, 15
+STEPS, EVERY = 48, 12
 examples = data.task.examples("test")[:64]
 scratch = minedge.init(model.config, model.tokenizer, seed=SEED)
 
@@ -280,9 +280,11 @@ optimizer, tuned, pretrained_curve = run_mezo(model, 2e-5)
 scratch_curve = run_mezo(scratch, 2e-5)[2]
 adamw_curve = run_adamw(scratch, 1e-3)
 
-expect("label loss lost by MeZO, pretrained (nats)", pretrained_curve[0] - pretrained_curve[-1])
-expect("label loss lost by MeZO, from scratch (nats)", scratch_curve[0] - scratch_curve[-1])
-expect("label loss lost by AdamW, from scratch (nats)", adamw_curve[0] - adamw_curve[-1])
+expect(
+    "label loss taken off by MeZO, pretrained (nats)", pretrained_curve[0] - pretrained_curve[-1]
+)
+expect("label loss taken off by MeZO, from scratch (nats)", scratch_curve[0] - scratch_curve[-1])
+expect("label loss taken off by AdamW, from scratch (nats)", adamw_curve[0] - adamw_curve[-1])
 
 figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
 steps = np.arange(0, STEPS + 1, EVERY)

@@ -8,7 +8,7 @@
 # - say for each step whether arithmetic or memory held it back,
 # - explain why generating one token at a time is slow, whatever the kernel.
 #
-# It runs in about 20 seconds on two cores, without a network, from seed 0, and needs a C compiler
+# It runs in about 10 seconds on two cores, without a network, from seed 0, and needs a C compiler
 # (`cc`). Speeds are those of the machine at hand, so the figures it states, with their ranges,
 # are ratios, and wide. They are in the first code cell; a run that leaves a range stops with an
 # error.
@@ -20,7 +20,6 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,7 +28,7 @@ import numpy as np
 import minedge.ops
 from minedge.lessons import kernel_sources
 from minedge.ops import c_ops, numpy_ops
-from minedge.teaching import Expected, plot, seed, show, show_c
+from minedge.teaching import Expected, best_time, plot, seed, show, show_c
 
 SEED = seed()
 expect = Expected(
@@ -40,7 +39,7 @@ expect = Expected(
         "unrolled / scalar (speed)": (0.2, 12),
         "SIMD / unrolled (speed)": (1, 100),
         "threads / SIMD (speed)": (0.1, 64),
-        "operations a byte, int4 product with one vector": (3.4, 3.6),
+        "operations a byte, int4 product with one vector": (3.55, 3.56),
         "int4 / float32 product, both by the package (speed)": (0.5, 40),
         "64 vectors at once / one (operations a second)": (0.2, 200),
     }
@@ -75,23 +74,12 @@ wide_scales = scales.astype(np.float32)
 print(f"{codes.nbytes + wide_scales.nbytes:,} bytes of weights")
 expect("operations a byte, int4 product with one vector", 2 / (16 + 2) * 32)
 
-
-def best_time(work, repeats: int = 7) -> float:
-    """The fastest of several runs, in seconds: other programs only ever make a run slower."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
 # %% [markdown]
 # ## Steps 1 and 2: Python, NumPy
 #
 # In Python, number by number, on 4 rows. Then NumPy, on 256: it works on whole arrays, and writes
-# every intermediate one to memory.
+# every intermediate one to memory. `best_time` takes the fastest of several runs, because other
+# programs only ever make a run slower.
 
 
 # %%
@@ -240,7 +228,7 @@ speeds = [OPERATIONS / seconds[name] / 1e9 for name in names]
 left.barh(names[::-1], speeds[::-1], color="tab:blue")
 left.axvline(3.2 * bandwidth / 1e9, color="tab:red", label="limit of memory")
 left.set(xscale="log", xlabel="billion operations a second", title="the ladder")
-left.legend(loc="lower right")
+left.legend(loc="upper right")
 intensity = np.logspace(-1, 3, 100)
 right.loglog(
     intensity,

@@ -105,7 +105,10 @@ def _open(args: argparse.Namespace, console: Console, lesson: lessons.Lesson, ou
     console.note(f"opening {out} in JupyterLab (Ctrl-C here ends it)")
     home = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")]))
-    return subprocess.call([sys.executable, "-m", "jupyterlab", str(out)], env={**os.environ, "PYTHONPATH": path})
+    return subprocess.call(
+        [sys.executable, "-m", "jupyterlab", str(out)],
+        env={**lessons.ONE_BLAS_THREAD, **os.environ, "PYTHONPATH": path},
+    )
 
 
 def _run(args: argparse.Namespace, console: Console, lesson: lessons.Lesson, out: Path) -> int:

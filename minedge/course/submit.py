@@ -91,7 +91,8 @@ def unfinished(folder: str | Path) -> list[str]:
                 ast.parse(text)
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 where = f" line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-                broken.append(f"{file.name}{where}: {type(error).__name__}: {' '.join(str(error).split())[:120]}")
+                text = error.msg if isinstance(error, SyntaxError) else str(error)
+                broken.append(f"{file.name}{where}: {type(error).__name__}: {' '.join(text.split())[:120]}")
     tasks = [task.id for task in assignment.tasks if task.id in blank]
     return [*([f"still blank: {', '.join(tasks)}"] if tasks else []), *broken]
 

@@ -88,6 +88,16 @@ def test_a_kernel_that_dies_is_one_line(place, capsys):
     assert "the kernel died" in err.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize("told", [None, "2"])
+def test_blas_gets_one_thread_unless_told_otherwise(place, monkeypatch, told):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if told:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", told)
+    cells = notebook("# 1. Good", "import os; print(os.environ['OPENBLAS_NUM_THREADS'])")
+    lessons.execute(cells, place)
+    assert cells.cells[1].outputs[0].text == f"{told or '1'}\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
