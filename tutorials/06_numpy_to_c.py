@@ -58,8 +58,8 @@ expect = Expected(
 # operations, a multiplication and an addition: 3.2 operations a byte. (The package keeps the
 # scale in float16: 0.5625 bytes, 3.56 operations a byte.)
 #
-# We take a matrix that does not fit into the processor's caches, as a language model's matrices
-# do not.
+# We take a matrix of 20 MB, which does not fit into the caches of most boards and laptops, as a
+# language model's matrices do not.
 
 # %%
 ROWS, WIDTH = 8192, 4096
@@ -260,16 +260,18 @@ plot(
 #
 # Read the roofline from left to right. Scalar code lies far below the roof: arithmetic holds it
 # back, memory waits. Vector code comes close to the slope: from there on only reading fewer bytes
-# helps, which is why four bits are faster than 32 with one vector.
+# helps, which is why four bits are faster than 32 with one vector. A point above the slope says
+# that the matrix, or part of it, was still in a cache when it was read again: some processors for
+# servers have room for all of it.
 #
 # ## Where it breaks
 #
-# Generating text is one vector at a time, and no kernel gets above the slope: a model of $n$
-# bytes takes at least $n / \text{bandwidth}$ seconds a token. More threads do not help once
-# memory is busy. With 64 vectors each weight is used 64 times and the point moves to the right:
-# the tokens of a prompt are read as fast as the arithmetic allows, those of an answer wait for
-# memory. (On a machine whose cores are busy with other work arithmetic is short in both cases,
-# and the two come out alike.)
+# Generating text is one vector at a time, and no kernel gets above the slope once a model is
+# larger than the caches: one of $n$ bytes takes at least $n / \text{bandwidth}$ seconds a token.
+# More threads do not help once memory is busy. With 64 vectors each weight is used 64 times and
+# the point moves to the right: the tokens of a prompt are read as fast as the arithmetic allows,
+# those of an answer wait for memory. (On a machine whose cores are busy with other work
+# arithmetic is short in both cases, and the two come out alike.)
 
 # %%
 for name, size in (
