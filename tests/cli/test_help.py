@@ -25,7 +25,7 @@ def test_help_describes_the_verb_and_shows_examples(cli, verb):
     assert result.err == ""
     assert f"usage: minedge {verb}" in result.out
     module = importlib.import_module(f"minedge.cli.{verb}")
-    assert 2 <= len(module.EXAMPLES) <= 4
+    assert 2 <= len(module.EXAMPLES) <= 6
     assert all(example in result.out for example in module.EXAMPLES)
     assert " ".join(module.DESCRIPTION.split())[:40] in result.out
     for option in ("--json", "--quiet", "--debug", "--threads"):
