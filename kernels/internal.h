@@ -117,7 +117,7 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
     X(cached_attention) X(join_spans) X(cache_store) \
     X(int4_int8_linear) X(q8_int8_linear) X(int4_quantize) X(int4_dequantize) X(int4_gemm) X(int8_quantize) \
-    X(normal) X(perturb)
+    X(normal) X(perturb) X(sparse_linear) X(sparse_gemm)
 #define ME_OTHER_KERNELS(X) \
     X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
@@ -126,7 +126,7 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(int4_int8_partials) X(q8_dequantize) \
     X(half_linear) X(half_widen) X(half_gemm) \
     X(nf4_quantize) X(nf4_dequantize) X(nf4_gemm) \
-    X(mask_apply) X(sparse_linear) X(sparse_gemm)
+    X(mask_apply)
 #define ME_KERNELS(X) ME_WIDE_KERNELS(X) ME_OTHER_KERNELS(X)
 
 struct me_table {

@@ -166,12 +166,12 @@ MUTANTS = [
     ),
     Mutant("missing rows stored", "avx2", "int4_int8_linear", "int_product.h", "y[t], rows);", "y[0], rows);"),
     Mutant(
-        "values stay where eight are kept",
+        "values stay where sixteen are kept",
         "avx2",
         "sparse_linear",
         SPARSE,
-        "p[r] += size * count(byte);",
-        "p[r] += size * (count(byte) & 7);",
+        "p[r] += (half ? 2 : 4) * count_all(mask);",
+        "p[r] += (half ? 2 : 4) * (count_all(mask) & 15);",
     ),
     Mutant(
         "the last values left out", "avx2", "sparse_linear", SPARSE, "if (p < end) memcpy", "if (p + 8 < end) memcpy"
@@ -181,11 +181,19 @@ MUTANTS = [
         "avx2",
         "sparse_linear",
         SPARSE,
-        "now[t] = v_load(x + t * in + k)",
-        "now[t] = v_load(x + k)",
+        "now[t] = v_load(x + t * in);",
+        "now[t] = v_load(x);",
     ),
     Mutant(
         "every row the first of its part", "avx2", "sparse_linear", SPARSE, "* a->in, a, o, 0,", "* a->in, a, o0, 0,"
+    ),
+    Mutant(
+        "half the sums left out",
+        "avx512",
+        "sparse_linear",
+        "avx512/sparse.c",
+        "extractf32x8_ps(w, 1)",
+        "extractf32x8_ps(w, 0)",
     ),
     Mutant(
         "pruned weights take a neighbour's value",
