@@ -18,8 +18,9 @@ __all__ = ["DESCRIPTION", "EXAMPLES", "add_options", "run"]
 DESCRIPTION = """Remove the weights of smallest magnitude: exactly round(sparsity * n) of n, per matrix or over the
 whole model, or n of every m neighbours. The file keeps a bit mask and the weights that are left, so it really is
 smaller; in memory the matrices stay dense. The mask survives fine-tuning, which wins back much of the loss. With
---pack they stay packed in memory too, which takes less of it and generates text faster, and can only be trained through
-an adapter; a model that is pruned already is packed as it is unless --sparsity or --nm asks for more."""
+--pack they stay packed in memory too, which takes less of it and generates text faster where the model is larger than
+the caches (`minedge bench --only sparse`), and can only be trained through an adapter; a model that is pruned already
+is packed as it is unless --sparsity or --nm asks for more."""
 EXAMPLES = (
     "minedge prune --sparsity 0.5 --out bundled-half",
     "minedge prune --sparsity 0.5 --scope global --out half --data stdlib",

@@ -73,7 +73,8 @@ def made(size, kind, backend):
 def pack(size, kind, path):
     model = made(size, "dense", "c")[0]
     ways = {"int4": minedge.quant.int4, "int8": minedge.quant.int8, "masked": lambda m: minedge.prune.magnitude(m, 0.5)}
-    ways.update(float16=half, bfloat16=lambda m: half(m, "bfloat16"))
+    ways.update(float16=half, bfloat16=lambda m: half(m, "bfloat16"), nf4=minedge.quant.nf4)
+    ways["sparse"] = lambda m: minedge.sparse.pack(minedge.prune.magnitude(m, 0.5))
     ways[kind](model).save(path)
 
 

@@ -44,10 +44,10 @@ def test_peak_memory_is_predicted(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dense", "masked", "int4", "int8", "float16"])
+@pytest.mark.parametrize("kind", ["dense", "masked", "sparse", "int4", "int8", "nf4", "float16"])
 @pytest.mark.parametrize("method", METHODS)
 def test_peak_memory_is_predicted_at_50m_parameters(method, kind):
-    if kind in ("int4", "int8", "float16") and method == "full":
+    if kind not in ("dense", "masked") and method == "full":
         pytest.skip("codes cannot be trained")
     check(measured(method, "50M", "c", kind))
 
