@@ -49,3 +49,19 @@ def test_the_guard_bites():
     )
     done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "alive\n" and done.returncode != 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", (1, 3, 5))
+def test_a_mask_that_contradicts_its_values_reads_nothing_outside(isa, rows):
+    """More bits than values, and starts anywhere: the result means nothing, but every read stays inside the arrays."""
+    ops, rng = c_ops.load(isa), np.random.default_rng(rows)
+    for kept in (0, 1, 7, 15, 16, 17, 63, 64, 65, 200):
+        starts = rng.integers(-(2**62), 2**62, 10)
+        starts[0], starts[-1] = 0, kept
+        for dtype in (np.float32, np.float16):
+            x, dout = np.ones((rows, 72), np.float32), np.ones((rows, 9), np.float32)
+            weight = (np.full(9 * 9, 255, np.uint8), np.ones(kept, dtype), starts)
+            x, dout, *weight = guarded_copy((x, dout, *weight), at_end=True)
+            assert ops["sparse_linear_forward"](x, *weight)[0].shape == (rows, 9)
+            assert ops["sparse_linear_backward"](dout, tuple(weight)).shape == (rows, 72)
