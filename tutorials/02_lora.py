@@ -30,19 +30,19 @@ SEED = seed()
 expect = Expected(
     {
         "trained by r = 8 on q and v of GPT-3 (millions)": (37.7, 37.8),
-        "label loss of the pretrained model (nats)": (5, 9),
-        "label loss after full fine-tuning (nats)": (1.0, 3.5),
-        "energy of the update in its 4 largest directions (%)": (20, 100),
-        "energy of the weights in their 4 largest directions (%)": (1, 30),
-        "share of the gain kept by a rank-4 update (%)": (70, 110),
-        "label loss after LoRA, r = 1 (nats)": (1.0, 5),
-        "label loss after LoRA, r = 16 (nats)": (1.0, 4),
-        "text loss of the pretrained model (nats)": (3.0, 4.0),
-        "text loss, its matrices cut to rank 4 (nats)": (4.5, 20),
-        "text loss, its matrices cut to rank 64 (nats)": (3.3, 8),
-        "largest logit difference after merging, float32": (0, 1e-3),
-        "change lost by merging into float16 (%)": (0.02, 5),
-        "change lost by merging into int4 (%)": (20, 200),
+        "label loss of the pretrained model (nats)": (7.5, 7.6),
+        "label loss after full fine-tuning (nats)": (1.8, 2.6),
+        "energy of the update in its 4 largest directions (%)": (50, 67),
+        "energy of the weights in their 4 largest directions (%)": (21, 23),
+        "fall in loss kept by a rank-4 update (%)": (90, 108),
+        "label loss after LoRA, r = 1 (nats)": (1.9, 3.3),
+        "label loss after LoRA, r = 16 (nats)": (1.6, 2.6),
+        "text loss of the pretrained model (nats)": (3.5, 3.6),
+        "text loss, its matrices cut to rank 4 (nats)": (15, 17),
+        "text loss, its matrices cut to rank 64 (nats)": (5.5, 6),
+        "largest logit difference after merging, float32": (0, 0.0002),
+        "change lost by merging into float16 (%)": (0.1, 0.3),
+        "change lost by merging into int4 (%)": (45, 75),
     }
 )
 
@@ -164,9 +164,7 @@ for r in ranks:
         for name, array in update.items()
     }
     losses.append(test_loss(model.with_params({**model.params, **changed})))
-expect(
-    "share of the gain kept by a rank-4 update (%)", 100 * (before - losses[2]) / (before - after)
-)
+expect("fall in loss kept by a rank-4 update (%)", 100 * (before - losses[2]) / (before - after))
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 count = np.arange(1, 65)
