@@ -8,7 +8,7 @@
 # - show how outliers ruin a group, on a model that computes exactly the same function,
 # - multiply in integers, and say what merging an adapter into 4-bit weights costs.
 #
-# It runs in about 30 seconds on two cores, without a network, from seed 0. The figures it states,
+# It runs in about 20 seconds on two cores, without a network, from seed 0. The figures it states,
 # with their ranges, are in the first code cell; a run that leaves a range stops with an error.
 #
 # The format is GGML's Q4_0. Papers: Dettmers et al., arXiv:2305.14314 (QLoRA); Lin et al.,
@@ -70,9 +70,9 @@ show(ops.int4_quantize, ops.int4_dequantize, doc=False)
 # %% [markdown]
 # ## How wrong can a weight be?
 #
-# Rounding to the nearest multiple of $d$ errs by at most $|d| / 2$. On the far side, where $x / d
-# > 7.5$, the code is clipped to 15 and the error reaches $|d|$. And $d$ itself is rounded to
-# float16, which $q - 8$ multiplies:
+# Rounding to the nearest multiple of $d$ errs by at most $|d| / 2$. On the far side, where
+# $x / d > 7.5$, the code is clipped to 15 and the error reaches $|d|$. And $d$ itself is rounded
+# to float16, which $q - 8$ multiplies:
 #
 # $$ |\hat x - x| \le |q - 8|\,|d_{16} - d| + \begin{cases} |d| / 2 & x / d \le 7.5 \\ |d| & \text{else.} \end{cases} $$
 #

@@ -9,7 +9,7 @@
 # - say which model can be trained how on a board with N GB,
 # - name the two places where such a prediction, or the method chosen by it, goes wrong.
 #
-# It runs in about 20 seconds on two cores, without a network, from seed 0. The figures it states,
+# It runs in about 10 seconds on two cores, without a network, from seed 0. The figures it states,
 # with their ranges, are in the first code cell; a run that leaves a range stops with an error.
 #
 # Papers: Loshchilov and Hutter, arXiv:1711.05101 (AdamW); Hu et al., arXiv:2106.09685; Dettmers

@@ -86,6 +86,25 @@ def test_lines_fit_a_page(lesson):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def open_math(text):
+    """Lines that begin a quote, a list or a heading while a formula is open: a page shows the formula as its source."""
+    found, inside = [], False
+    for line in text.splitlines():
+        if inside and re.match(r"\s*(>|[-+*#] |\d+[.)] )", line):
+            found.append(line)
+        inside ^= len(re.findall(r"(?<![\\$])\$(?!\$)", line)) % 2 == 1
+        inside &= bool(line.strip())
+    return found
+
+
+@EACH
+def test_no_formula_is_cut_by_a_line_that_markdown_takes_for_something_else(lesson):
+    cells = [cell.source for cell in read(lesson).cells if cell.cell_type == "markdown"]
+    assert [line for text in cells for line in open_math(text)] == []
+    assert open_math("where $x / d\n> 7.5$, and") == ["> 7.5$, and"]
+    assert not open_math("$a$ and\n- b\n\n$$ c\n- d $$")
+
+
 def first_text(found):
     return next(o for cell in found.cells for o in cell.get("outputs", ()) if o.output_type == "stream")
 
