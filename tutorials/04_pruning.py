@@ -261,7 +261,10 @@ plot(
 # %% [markdown]
 # Hence the practice: unstructured pruning for the size of a file, patterns where the hardware
 # knows them, whole heads or neurons for speed, and four bits (tutorial 5) where both are wanted,
-# since codes lie in order and are read in order.
+# since codes lie in order and are read in order. In between stands a form that the package has as
+# well (`minedge prune --pack`): a bit a weight says which are left, so there are no indices to
+# read, and a kernel of its own puts the values in their places. `minedge bench --only sparse`
+# measures from which density on it is the faster one on your machine.
 #
 # ## Questions
 #
