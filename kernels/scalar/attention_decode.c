@@ -40,8 +40,9 @@ INLINE float *scales_of(const struct me_cache *c, float *scales, int64_t slot, i
     return (float *)((char *)scales + slot * c->s_slot + s * c->s_block);
 }
 
-/* p[0..keys) = exp(p - top) for the first `seen`, 0 beyond; keys a multiple of 8 */
-INLINE void softmax_row(float *p, int64_t seen, int64_t keys, float *top, float *total) {
+/* p[0..keys) = exp(p - top), times scales[j] where there are any, for the first `seen`, 0 beyond; total: without the scales.
+ * keys a multiple of 8 */
+INLINE void softmax_row(float *p, int64_t seen, int64_t keys, const float *scales, float *top, float *total) {
     const vi lane = {0, 1, 2, 3, 4, 5, 6, 7};
     *top = -INFINITY, *total = 0;
     if (seen <= 0) {
@@ -54,9 +55,10 @@ INLINE void softmax_row(float *p, int64_t seen, int64_t keys, float *top, float 
     float largest = v_largest(m);
     if (largest == -INFINITY) largest = 0;
     for (int64_t j = 0; j < keys; j += LANES) {
-        vf e = v_select(lane < v_seti((int32_t)(seen - j)), v_exp(v_load(p + j) - v_set(largest)), v_set(0));
-        v_store(p + j, e);
+        vi there = lane < v_seti((int32_t)(seen - j));
+        vf e = v_select(there, v_exp(v_load(p + j) - v_set(largest)), v_set(0));
         sum += e;
+        v_store(p + j, scales ? v_select(there, e * v_load(scales + j), v_set(0)) : e);
     }
     *top = largest, *total = v_sum(sum);
 }
@@ -96,10 +98,7 @@ INLINE void code_scores(int64_t rows, float *p, int32_t *sums, const struct quer
 INLINE void code_values(int64_t rows, float *acc, float *p, int16_t *codes, int32_t *sums, const int64_t *seen,
                         const struct span *x, int64_t Dp) {
     float scales[ROWS];
-    for (int64_t r = 0; r < rows; r++) {
-        for (int64_t j = 0; j < x->keys; j += LANES) v_store(p + r * ME_SPAN + j, v_load(p + r * ME_SPAN + j) * v_load(x->v_scales + j));
-        scales[r] = round16(codes + r * ME_SPAN, p + r * ME_SPAN, seen[r], x->keys, 32767);
-    }
+    for (int64_t r = 0; r < rows; r++) scales[r] = round16(codes + r * ME_SPAN, p + r * ME_SPAN, seen[r], x->keys, 32767);
     struct ahead keys = ask(x->next_k, x->k_bytes, steps_of(rows, Dp, round_up(x->most, 2) / 2, WIDE_PAIRS));
     pair_product(rows, Dp, sums, Dp, codes, ME_SPAN, x->v, 2 * Dp, 32, round_up(x->most, 2), &keys);
     for (int64_t r = 0; r < rows; r++)
@@ -136,7 +135,7 @@ static void attend(const struct me_cached *a, const struct item *x, int64_t s, c
     }
     for (int64_t r = 0; r < x->rows; r++) {
         seen[r] = smaller(ME_SPAN, before + (x->first + r) / G);
-        softmax_row(p + r * ME_SPAN, seen[r], y.keys, top + r, total + r);
+        softmax_row(p + r * ME_SPAN, seen[r], y.keys, y.v_scales, top + r, total + r);
     }
     if (c->dtype != ME_INT8) float_values((int)c->dtype, x->rows, acc, p, &y, Dp);
     else code_values(x->rows, acc, p, (int16_t *)(sums + ROWS * (ME_SPAN > Dp ? ME_SPAN : Dp)), sums, seen, &y, Dp);
