@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from minedge.ops import c_ops
 from tests.kernels.cases import CASES, ISAS, bits_of, outputs
 
-WIDER = [
-    isa for isa in ISAS if isa == "avx512"
-]  # a machine that should have it and has not: test_expected_instruction_sets
+# A machine that should have it and has not fails in test_expected_instruction_sets.
+WIDER = [isa for isa in ISAS if isa == "avx512"]
+COUNTS = (1, 2, 3, 4, 7, 8, 15, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64, 65, 101)  # around the tiles' 8 and 16
 SIZES = (1, 2, 7, 8, 9, 31, 32, 33, 100, 257, 700)
 
 
@@ -24,17 +26,14 @@ def rows(kind: str, count: int, width: int) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("isa", WIDER)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("isa", "name"), list(product(WIDER, CASES)))
 def test_wider_vectors_change_no_bit(name, isa):
     for n in SIZES:
         want = bits_of(outputs(name, c_ops.load("avx2"), CASES[name](np.random.default_rng(n), n)))
         assert bits_of(outputs(name, c_ops.load(isa), CASES[name](np.random.default_rng(n), n))) == want, n
 
 
-@pytest.mark.parametrize("isa", WIDER)
-@pytest.mark.parametrize("kind", ["ordinary", "odd"])
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 8, 15, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64, 65, 101])
+@pytest.mark.parametrize(("isa", "kind", "count"), list(product(WIDER, ["ordinary", "odd"], COUNTS)))
 def test_integer_products_change_no_bit(count, kind, isa):
     """Every number of rows of x around the tiles', weights of odd sizes, all groups, both ends of the codes."""
     rng = np.random.default_rng(count)
@@ -52,8 +51,7 @@ def test_integer_products_change_no_bit(count, kind, isa):
         assert wide["q8_int8_linear"](x, q8, s).tobytes() == want.tobytes(), (out, blocks)
 
 
-@pytest.mark.parametrize("isa", WIDER)
-@pytest.mark.parametrize("kind", ["ordinary", "odd"])
+@pytest.mark.parametrize(("isa", "kind"), list(product(WIDER, ["ordinary", "odd"])))
 def test_activations_change_no_bit(kind, isa):
     """Blocks of ordinary numbers, of zeros, infinities and NaN, of halves, and of numbers whose scale vanishes."""
     x = np.concatenate([rows(kind, 64, 320), rows(kind, 8, 320) * np.float32(1e-38), np.rint(rows(kind, 8, 320)) / 2])
@@ -62,12 +60,13 @@ def test_activations_change_no_bit(kind, isa):
     assert bits_of(c_ops.load(isa)["int8_quantize"](x)) == want
 
 
-@pytest.mark.parametrize("isa", WIDER)
 @pytest.mark.parametrize(
-    ("M", "N", "K"), [(1, 50, 96), (2, 17, 33), (5, 16, 385), (7, 33, 800), (97, 65, 390), (200, 400, 50)]
+    ("isa", "shape"),
+    list(product(WIDER, [(1, 50, 96), (2, 17, 33), (5, 16, 385), (7, 33, 800), (97, 65, 390), (200, 400, 50)])),
 )
-def test_matrix_products_change_no_bit(M, N, K, isa):
+def test_matrix_products_change_no_bit(shape, isa):
     """Remainders of every tile, sums over more than one part, each way the operands may lie."""
+    M, N, K = shape
     x, weight, dout = rows("ordinary", M, K), rows("ordinary", N, K), rows("odd", M, N)
     narrow, wide = c_ops.load("avx2"), c_ops.load(isa)
     assert wide["linear_forward"](x, weight)[0].tobytes() == narrow["linear_forward"](x, weight)[0].tobytes()
