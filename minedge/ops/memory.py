@@ -17,12 +17,17 @@ SLAB = 64 << 20
 
 
 def huge_zeros(nbytes: int) -> np.ndarray:
-    """Zeros, uint8 (nbytes,), from an address that 64 divides. Pages are taken when they are first touched."""
+    """Zeros, uint8 (nbytes,), from an address that 64 divides. Pages are taken when they are first touched; a fork gets
+    a copy. MemoryError where there is no room.
+    """
     if nbytes < PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         space = np.zeros(nbytes + 64, np.uint8)
         start = -space.__array_interface__["data"][0] % 64
         return space[start : start + nbytes]
-    memory = mmap.mmap(-1, nbytes + PAGE)  # anonymous: zeros; it goes when the last array on it goes
+    try:  # zeros; they go when the last array on them goes. Shared memory, the default, would get no huge pages
+        memory = mmap.mmap(-1, nbytes + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no memory for {nbytes:,} bytes: {error}") from error
     space = np.frombuffer(memory, np.uint8)
     start = -space.__array_interface__["data"][0] % PAGE
     with contextlib.suppress(OSError):  # a kernel without them: the memory is as good as any
