@@ -1,6 +1,9 @@
 /* Which instruction sets this processor runs, in order from the plainest: index 0 is always scalar. */
 #include "internal.h"
 #include <stddef.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #define ME_ENTRY_SCALAR(kernel) .kernel = me_scalar_##kernel,
 #define ME_ENTRY_AVX2(kernel) .kernel = me_avx2_##kernel,
@@ -12,7 +15,9 @@ static int always(void) { return 1; }
 #if defined(__x86_64__)
 /* The processor's word and, for the wide registers, whether the operating system saves them */
 static int has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    unsigned a, b, c = 0, d;
+    __get_cpuid(1, &a, &b, &c, &d);  /* clang has no name for F16C */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c & bit_F16C);
 }
 #if !defined(ME_WITHOUT_AVX512)
 static int has_avx512(void) {

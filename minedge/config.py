@@ -102,6 +102,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+MAX_HEAD_DIM = 1024  # what the kernels keep of a head on the stack; published models have up to 256
+
+
 @dataclass(frozen=True)
 class Config:
     """Sizes and options of one decoder. Widths count floats, `context_length` counts tokens.
@@ -151,6 +154,8 @@ class Config:
             raise UsageError(f"n_kv_head: expected a divisor of n_head {self.n_head}, got {self.n_kv_head}")
         if self.head_dim < 1 or (self.uses_rotary and self.head_dim % 2):
             raise UsageError(f"head_dim: rotary positions turn pairs, expected an even number, got {self.head_dim}")
+        if self.head_dim > MAX_HEAD_DIM:
+            raise UsageError(f"head_dim: expected at most {MAX_HEAD_DIM}, got {self.head_dim}")
         if not self.norm_eps > 0:
             raise UsageError(f"norm_eps: expected a positive number, got {self.norm_eps!r}")
         if self.rope_scaling is not None:

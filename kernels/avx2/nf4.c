@@ -13,7 +13,9 @@ INLINE void read_block(float *w, const uint8_t *q, const float *table, float sca
     for (int64_t j = 0; j < n; j += 4) {
         int32_t bytes;
         memcpy(&bytes, q + j, sizeof bytes);
-        v_store(w + 2 * j, __builtin_shuffle(low, high, v_seti(bytes) >> shift & v_seti(15)));
+        __m256i at = (__m256i)(v_seti(bytes) >> shift);  /* a permutation reads the low three bits, a blend the sign */
+        __m256 a = _mm256_permutevar8x32_ps((__m256)low, at), b = _mm256_permutevar8x32_ps((__m256)high, at);
+        v_store(w + 2 * j, (vf)_mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28))));
     }
 }
 

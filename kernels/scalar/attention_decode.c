@@ -1,4 +1,5 @@
-/* Attention over a cache of keys and values, for one new token or many: every query gets the bits that it would get alone.
+/* Attention over a cache of keys and values, for one new token or many: every query gets the bits that it would get alone
+ * (of finite values: a later one that is not, of which a query takes 0 parts, makes 0 * infinity in the rows of its tile).
  *
  * What it replaces, for one head and one query:
  *
@@ -156,8 +157,9 @@ INLINE void join(float *acc, float *top, float *total, const float *acc2, float 
     *top = larger;
 }
 
+/* Every score minus infinity: nothing was added up, and the softmax is 0 / 0. */
 INLINE void divide(float *out, const float *acc, float total, int64_t D) {
-    for (int64_t d = 0; d < D; d++) out[d] = acc[d] / total;
+    for (int64_t d = 0; d < D; d++) out[d] = total != 0 ? acc[d] / total : NAN;
 }
 
 /* Items: for each sequence its key heads x tiles of rows (x spans, where `parts` takes the partial results). */

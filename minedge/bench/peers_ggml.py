@@ -77,9 +77,8 @@ class _Product(Subject):
         if not held:
             raise RuntimeError("ggml cannot allocate the matrices")
         lib.call("ggml_backend_buffer_set_usage", held, ctypes.c_int(_WEIGHTS))
-        data = _blocks(codes, scales)
-        for tensor in matrix:
-            self._set(tensor, data)
+        for i, tensor in enumerate(matrix):
+            self._set(tensor, _blocks(tasks_product.matrix(codes, i), tasks_product.matrix(scales, i)))
         work = self._context(4 * matrices + 64)
         start = lib.call("ggml_new_tensor_2d", work, ctypes.c_int(_F32), n(width), n(tokens))
         chain = [start]

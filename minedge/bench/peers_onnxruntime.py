@@ -58,8 +58,9 @@ def _chain(codes: Any, scales: Any, group: int, matrices: int) -> bytes:
     packed = (codes[:, 0::2] | (codes[:, 1::2] << 4)).reshape(width, width // group, group // 2)
     nodes, constants, outputs, x = [], [], [], "x"
     for i in range(matrices):
-        b = helper.make_tensor(f"b{i}", TensorProto.UINT8, packed.shape, packed.tobytes(), raw=True)
-        s = scales.astype(np.float32)
+        turned = tasks_product.matrix(packed, i)
+        b = helper.make_tensor(f"b{i}", TensorProto.UINT8, packed.shape, turned.tobytes(), raw=True)
+        s = tasks_product.matrix(scales, i).astype(np.float32)
         constants += [b, helper.make_tensor(f"s{i}", TensorProto.FLOAT, [s.size], s.tobytes(), raw=True)]
         attributes = dict(K=width, N=width, bits=4, block_size=group, accuracy_level=4)
         nodes.append(

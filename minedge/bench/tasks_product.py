@@ -16,7 +16,7 @@ import numpy as np
 from minedge.bench.parts import Entry, Outputs, Part
 from minedge.bench.worker import Clock, Subject
 
-__all__ = ["PARTS", "RTOL", "WIDTH", "exact", "facts_of", "imports", "inputs", "product", "weights"]
+__all__ = ["PARTS", "RTOL", "WIDTH", "exact", "facts_of", "imports", "inputs", "matrix", "product", "weights"]
 
 WIDTH, MATRICES = 4096, 28  # 28 x 9.4 MB: nothing of a round is left in the cache when the next begins
 RTOL = 0.01
@@ -32,12 +32,17 @@ def imports(job: Mapping[str, Any]) -> None:
 def weights(group: int, width: int = WIDTH) -> tuple[Any, Any]:
     """Codes 0..15 (out, in), and scales float16 (out, in / group) of random sign, so that x and W x have one variance.
 
-    One matrix; the others of the chain are copies, which memory does not know.
+    The first matrix; `matrix` i of the chain has its rows turned by i.
     """
     rng = np.random.default_rng(3)
     codes = rng.integers(0, 16, (width, width), np.uint8)
     sign = rng.integers(0, 2, (width, width // group), np.int8) * 2 - 1
     return codes, (sign * np.float32((21.5 * width) ** -0.5)).astype(np.float16)
+
+
+def matrix(first: Any, i: int) -> Any:
+    """Codes or scales of matrix i: none equals another, or a library could keep one in the place of all."""
+    return np.roll(first, i, axis=0)
 
 
 def inputs(tokens: int, width: int = WIDTH) -> Any:
@@ -76,7 +81,7 @@ class _Product(Subject):
         codes, scales = weights(self.group, width)
         blocks = codes.reshape(width, -1, 32)
         packed = (blocks[..., :16] | (blocks[..., 16:] << 4)).reshape(width, -1)
-        self.chain = [(packed.copy(), scales.copy()) for _ in range(matrices)]
+        self.chain = [(matrix(packed, i), matrix(scales, i)) for i in range(matrices)]
         self.x = inputs(self.tokens, width)
         self.settings = f"int4 group {self.group}, int8 activations; {self.ops.spec}"
         self.facts = facts_of(self.tokens, self.group, width, matrices)

@@ -106,7 +106,9 @@ def crossings(runs: Sequence[Any]) -> list[str]:
             continue
         times = {d: ratios(_each(base), _each(run)).median for d, run in found.items()}
         where = crossing(list(times), list(times.values()))
-        verdict = "at no density that was measured" if where is None else f"below a density of {where:.0f}%"
+        verdict = f"below a density of {where:.0f}%" if where else "at no density that was measured"
+        if where == 100:
+            verdict = "at every density that was measured"
         table = ", ".join(f"{d}%: {ratio:.2f} x" for d, ratio in times.items())
         lines.append(f"packed {packed} beats dense {dense} {verdict} ({table})")
     return lines

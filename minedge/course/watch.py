@@ -1,8 +1,9 @@
 """Whose code answers: notices when the library's solution does what a student's function was asked for.
 
-It goes by what runs, so the way there makes no difference: an import, importlib, sys.modules, another name. It is seen
-in two ways: a name of the student's file that is the library's function itself, and a call of the library's function
-below the student's own of that name. Functions that the checks put in the place of other blanks are neither.
+It goes by what runs, not by the text: an import, importlib, sys.modules, another tier. It is seen in two ways: a name
+of the student's file that is the library's function itself, and a call of the library's function below the own one
+of that name, the first time it is asked. It is a remark for a reader, not a fence: a function of another name in
+between hides the call. Functions that the checks put in the place of other blanks are neither.
 """
 
 from __future__ import annotations

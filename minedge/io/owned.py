@@ -21,7 +21,7 @@ _WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
 _MARKERS = {
     "model": ("config.json", ("model_type",)),
     "adapter": ("adapter_config.json", ("peft_type",)),
-    "checkpoint": ("manifest.json", ("format_version",)),
+    "checkpoint": ("manifest.json", ("files",)),
     "run": ("run.json", ("n_trainable",)),
     "tour": ("tour.json", ("finished",)),
 }
@@ -77,7 +77,7 @@ def _unknown(path: Path, kind: str | None) -> Iterator[Path]:
                 yield entry
             continue
         inner = next((to for name, to in _FOLDERS.get(kind or "", ()) if re.fullmatch(name, entry.name)), None)
-        if inner is None:
+        if inner is None or (folder_kind(entry) != inner and any(entry.iterdir())):
             yield entry
         else:
             yield from _unknown(entry, inner)

@@ -72,6 +72,9 @@ def load_session(
     ids = tensors["tokens"]
     if len(ids) and not (ids.min() >= 0 and ids.max() < model.config.vocab_size):
         raise MinedgeFormatError(f"{where}: tensor 'tokens': expected ids in 0..{model.config.vocab_size - 1}")
+    for name, array in tensors.items():
+        if array.dtype == np.int8 and array.min(initial=0) < -127:
+            raise MinedgeFormatError(f"{where}: tensor {name!r}: expected codes in -127..127, got -128")
     for i, cache in enumerate(engine.caches):
         names = cache.rows(0, 0)
         cache.fill(0, {name: tensors[f"layers.{i}.{name}"][:n] for name in names})

@@ -31,7 +31,7 @@ def head_loss(
     noise: Noise | None = None, int8: bool = False,
 ) -> float:  # fmt: skip
     """sum_i weights_i * cross-entropy_i; positions of weight 0 need no logits."""
-    rows, total = np.flatnonzero(weights), 0.0
+    rows, total = np.flatnonzero(weights), 0.0  # tiles as if all counted: never larger than the memory plan's
     head = transformer.head_params(config, params, linears, ops, noise)
     for at in _tiles(len(rows), tile_rows(len(x), LOGIT_TILE // config.vocab_size)):
         part = rows[at]

@@ -59,6 +59,17 @@ def test_files_inside_a_run_are_looked_at_too(home, cli):
     assert snapshot(home) == before
 
 
+def test_a_folder_inside_a_run_is_ours_by_what_it_holds(home, cli):
+    assert cli(*VERBS["train-full"]).code == 0
+    for file in Path("o", "model").iterdir():
+        file.unlink()
+    Path("o", "model", "config.json").write_text("{}")
+    before = snapshot(home)
+    result = cli(*VERBS["train-full"], "--overwrite")
+    assert result.code == 2 and "also holds model" in result.err
+    assert snapshot(home) == before
+
+
 def test_a_tour(home, cli):
     folder = Path("t")
     folder.mkdir()

@@ -137,6 +137,19 @@ def test_damaged_files_are_refused(tmp_path):
         load_session(model, path)
 
 
+def test_a_code_that_no_store_makes_is_refused(tmp_path):
+    """Sums of integers are bounded for codes in -127..127."""
+    model, path = make(kind=KIND), tmp_path / "prompt.cache"
+    session = Session(model, kv_dtype="int8")
+    session.read(TEXT)
+    save_session(session, path)
+    tensors = safetensors.read(path)
+    tensors["layers.1.k"] = np.full_like(tensors["layers.1.k"], -128)
+    safetensors.write(path, tensors, dict(safetensors.read_header(path).metadata))
+    with pytest.raises(MinedgeFormatError, match=r"'layers\.1\.k': expected codes in -127\.\.127"):
+        load_session(model, path, kv_dtype="int8")
+
+
 def test_reading_on_is_reading_the_longer_text():
     model = make(kind="int4")
     one, other = Session(model), Session(model)
@@ -148,7 +161,7 @@ def test_reading_on_is_reading_the_longer_text():
 
 
 def test_the_likeliest_token_is_the_same_with_and_without_the_chain():
-    """Temperature 0 takes a short way; a penalty of almost 1 takes the long one."""
+    """Temperature 0 takes a short way; a penalty, of tokens of which there are none, the long one."""
     from minedge.model.generate import Sampling, next_token
 
     rng = np.random.default_rng(0)

@@ -153,6 +153,19 @@ def test_attention_uses_a_longer_cache_where_it_lies():
     assert bits_of(ops["attention_backward"](out, cache)) == bits_of(ops["attention_backward"](out, dense_cache))
 
 
+@pytest.mark.parametrize("isa", [name for name, supported in c_ops.isas() if supported])
+def test_a_query_that_no_key_answers_gets_no_number(isa):
+    """Every score minus infinity: 0 / 0, as in the specification, and never what the stack held."""
+    q, k, v = (
+        np.ones((1, 2, 1, 16), np.float32),
+        np.full((1, 300, 1, 16), -np.inf, np.float32),
+        np.ones((1, 300, 1, 16)),
+    )
+    for rows in (1, 2):
+        out = c_ops.load(isa)["cached_attention"](q[:, :rows], k, v.astype(np.float32))
+        assert np.isnan(out).all()
+
+
 def test_group_sizes_and_instruction_sets():
     with pytest.raises(ValueError, match="group_size"):
         c_ops.load()["int4_quantize"](np.ones((2, 64), np.float32), 16)

@@ -193,6 +193,7 @@ def test_bad_tokens_are_named(tokens, words):
         ({"architecture": "lama"}, "did you mean 'llama'"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"n_embd": 12}, "head_dim"),
+        ({"head_dim": 1026}, "head_dim: expected at most 1024, got 1026"),
         ({"rope_scaling": (("type", "yarn"),)}, "rope_scaling"),
     ],
 )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
+from minedge.errors import BackendError, MinedgeError, UsageError
 from minedge.ops.c_ops import native
 from minedge.ops.registry import OPS
 
@@ -51,15 +52,18 @@ def _index(name: str) -> int:
         if known == name and supported:
             return i
         if known == name:
-            raise ValueError(f"isa: this processor does not run {name!r}")
-    raise ValueError(f"isa: expected one of {', '.join(n for n, ok in table if ok)}, got {name!r}")
+            raise BackendError(f"isa: this processor does not run {name!r}")
+    raise UsageError(f"isa: expected one of {', '.join(n for n, ok in table if ok)}, got {name!r}")
 
 
 def _selected() -> int:
     if not _current:
         usable = [i for i, (_, ok) in enumerate(isas()) if ok]
         wanted = os.environ.get("MINEDGE_ISA")
-        _current.append(_index(wanted) if wanted else usable[-1])
+        try:
+            _current.append(_index(wanted) if wanted else usable[-1])
+        except MinedgeError as error:
+            raise type(error)(f"MINEDGE_ISA: {str(error).partition(': ')[2]}") from None
     return _current[0]
 
 
@@ -69,7 +73,9 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Use instruction set `name` from now on. ValueError for one that does not exist or run here."""
+    """Use instruction set `name` from now on. UsageError for one that does not exist, BackendError for one that does
+    not run here.
+    """
     _current[:] = [_index(name)]
 
 
