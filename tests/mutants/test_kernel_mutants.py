@@ -26,7 +26,7 @@ COMPILER = os.environ.get("CC") or shutil.which("cc") or "gcc"
 X_ROWS = {"avx2": 8, "avx512": 16, "neon": 8}
 FILES = {
     "int4_int8_linear": "int_product.c", "q8_int8_linear": "int_product.c", "int8_quantize": "int4.c", "gemm": "gemm.c",
-    "sparse_linear": "sparse.c",
+    "sparse_linear": "sparse.c", "cached_attention": "attention_decode.c",
 }  # fmt: skip
 
 
@@ -298,12 +298,14 @@ def library(folder: Path, isa: str, kernel: str, change: Mutant | None) -> ctype
         *build["isa_sources"](platform.machine())[isa][1],
         f"-DISA={isa}",
         f"-DKERNEL={kernel}",
+        *(["-DWITH_CACHE"] if kernel == "cached_attention" else []),
     ]
     flags = [flag for flag in flags if flag not in ("-O3", "-fvisibility=hidden")]
     sources = [
         copy / isa / FILES[kernel],
         copy / "calls.c",
         copy / "calls_int.c",
+        copy / "engine.c",
         ROOT / "tests/mutants/kernel_driver.c",
     ]
     command = [
