@@ -51,6 +51,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     chat = Chat(load_model(args), args, console)
+    if sys.stdin is None:
+        raise UsageError("stdin: expected a terminal or lines of text, there is none")
     interactive = sys.stdin.isatty() and not console.json_mode
     if interactive:
         console.note(f"{chat.model!r}\n{HELP}")

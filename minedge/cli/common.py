@@ -158,6 +158,8 @@ def read_prompt(text: str) -> str:
     """--prompt, where '-' stands for all of stdin; `UsageError` for what is not UTF-8."""
     if text != "-":
         return check_utf8("--prompt", text)
+    if sys.stdin is None:
+        raise UsageError("--prompt: expected a text on stdin, there is no stdin")
     try:
         return check_utf8("--prompt: stdin", sys.stdin.read())
     except UnicodeDecodeError:

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     elif out.is_dir() or (out.exists() and not args.overwrite):
         problem = "is a folder, expected a file's name" if out.is_dir() else "exists already; --overwrite replaces it"
         raise UsageError(f"DST: {str(out)!r} {problem}")
+    elif out.exists() and not _is_gguf(out):
+        raise UsageError(f"DST: {str(out)!r} is no GGUF file, so --overwrite does not replace it; choose another name")
     source = model_path(args.source)
     check_apart(out, find(args.source), source)
     before_bytes = disk_bytes(source)
@@ -90,6 +92,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.out(f"largest logit difference {report['largest_logit_difference']:.3g} (largest logit {scale:.3g})")
     console.result(report)
     return 0
+
+
+def _is_gguf(path: Path) -> bool:
+    """By its name or by its first bytes."""
+    if path.suffix == ".gguf":
+        return True
+    with path.open("rb") as file:
+        return file.read(4) in (b"GGUF", b"")
 
 
 def _dense(model: Any) -> Any:

@@ -157,7 +157,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     if not prompts:
         raise UsageError("--prompt: expected at least one text to continue; give --prompt TEXT or --prompts FILE")
     if len(prompts) > 1 and args.prompt_cache is not None:
-        raise UsageError("--prompt-cache: expected one prompt, it holds one text")
+        raise UsageError(f"--prompt-cache: expected one prompt, since it holds one text, got {len(prompts)}")
     if args.prompt_cache is not None:
         folder = Path(args.prompt_cache).expanduser().parent
         if not folder.is_dir():

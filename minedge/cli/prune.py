@@ -19,8 +19,8 @@ DESCRIPTION = """Remove the weights of smallest magnitude: exactly round(sparsit
 whole model, or n of every m neighbours. The file keeps a bit mask and the weights that are left, so it really is
 smaller; in memory the matrices stay dense. The mask survives fine-tuning, which wins back much of the loss. With
 --pack they stay packed in memory too, which takes less of it and generates text faster where the model is larger than
-the caches (`minedge bench --only sparse`), and can only be trained through an adapter; a model that is pruned already
-is packed as it is unless --sparsity or --nm asks for more."""
+the caches (`minedge bench --only sparse`), and are trained through an adapter only; a model that is pruned already is
+packed as it is unless --sparsity, --nm, --scope or --target asks to prune it further."""
 EXAMPLES = (
     "minedge prune --sparsity 0.5 --out bundled-half",
     "minedge prune --sparsity 0.5 --scope global --out half --data stdlib",
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         sparsity = 0.5 if args.sparsity is None else args.sparsity
         pruned = minedge.prune.magnitude(model, sparsity=sparsity, scope=args.scope or "layer", names=names)
+    _check_no_zeros_return(_facts(model), _facts(pruned), "--nm" if args.nm else "--sparsity")
     if args.pack:
         pruned = minedge.sparse.pack(pruned, args.pack)
     dtype = args.dtype or file_dtype(args.model)
@@ -93,6 +94,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
     extra |= {"pruned_dense_bytes": dense, "pruned_stored_bytes": stored}
     report_change(args, console, model, pruned, dataset, **extra)
     return 0
+
+
+def _check_no_zeros_return(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], option: str) -> None:
+    """Refuse a mask looser than the one that is there: it would count zeros as kept."""
+    looser = [name for name, facts in before.items() if after[name]["kept"] > facts["kept"]]
+    if looser:
+        old, new, share = (
+            before[looser[0]],
+            after[looser[0]],
+            1 - before[looser[0]]["kept"] / before[looser[0]]["weights"],
+        )
+        raise UsageError(
+            f"{option}: the model is pruned further already: of {looser[0]} {old['kept']:,} of {old['weights']:,} "
+            f"weights are left, this would keep {new['kept']:,}; give --sparsity above {share:.3g}"
+        )
 
 
 def _facts(model: Any) -> dict[str, dict[str, Any]]:

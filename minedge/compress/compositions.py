@@ -125,7 +125,9 @@ APPLIES: dict[tuple[str, str], Rule] = {
     ("prune", "int4"): Rule(False, "its weights are 4-bit codes already; prune before quantizing"),
     ("prune", "nf4"): Rule(False, "its weights are 4-bit codes already; prune before quantizing"),
     ("prune", "int8"): Rule(False, "its weights are 8-bit codes already; prune before quantizing"),
-    ("prune", "sparse"): Rule(False, "its weights are packed; unpack them first"),
+    ("prune", "sparse"): Rule(
+        False, "its weights are packed; prune and recover first, or call minedge.sparse.unpack(model)"
+    ),
     ("densify", "sparse"): Rule(True, "Dense with zeros"),
     ("merge", "sparse"): Rule(
         True, "Sparse with the same mask, with a warning: what the adapter changed under it is lost"

@@ -42,7 +42,8 @@ def _package() -> Any:
         import gguf
     except ImportError:
         raise MinedgeError(
-            "writing GGUF files needs the gguf package, which is not installed: pip install 'minedge[gguf]'"
+            "writing GGUF files needs the gguf package, which is not installed: pip install 'minedge[gguf]' (from the "
+            "source folder: pip install '.[gguf]')"
         ) from None
     return gguf
 

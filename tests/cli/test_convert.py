@@ -87,3 +87,12 @@ def test_a_run_and_an_existing_file_can_be_overwritten(home, cli):
     Path("o.gguf").write_text("old")
     assert cli("convert", "tiny", "o.gguf", "--overwrite").code == 0
     assert Path("o.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_only_a_gguf_file_is_replaced_by_one(home, cli):
+    Path("notes.txt").write_text("mine")
+    result = cli("convert", "tiny", "notes.txt", "--to", "gguf", "--overwrite")
+    assert result.code == 2 and "is no GGUF file" in result.err
+    assert Path("notes.txt").read_text() == "mine"
+    for _ in range(2):
+        assert cli("convert", "tiny", "m.gguf", "--overwrite").code == 0

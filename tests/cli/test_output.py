@@ -325,6 +325,16 @@ def test_chat_keeps_the_past_in_what_was_asked_for(home, cli, monkeypatch):
     assert seen == ["int8"]
 
 
+@pytest.mark.parametrize("again", [(), ("--sparsity", "0.3"), ("--pack", "--scope", "global"), ("--nm", "2:4")])
+def test_a_pruned_model_never_gets_zeros_counted_as_kept(again, home, cli):
+    assert cli("prune", "-m", "tiny", "--sparsity", "0.75", "--out", "pruned").code == 0
+    result = cli("prune", "-m", "pruned", *again, "--out", "x")
+    assert result.code == 2 and "pruned further already" in result.err, result.err
+    assert not Path("x").exists()
+    report = json.loads(cli("prune", "-m", "pruned", "--sparsity", "0.9", "--out", "y", "--json").out)
+    assert report["sparsity"] == pytest.approx(0.9, abs=0.01)
+
+
 def test_prune_packs(home, cli):
     """Half the weights and a mask stay, in memory as on disk; what was pruned before is packed as it is."""
     assert cli("prune", "-m", "tiny", "--nm", "2:4", "--out", "pruned").code == 0
