@@ -66,10 +66,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     elif out.is_dir() or (out.exists() and not args.overwrite):
         problem = "is a folder, expected a file's name" if out.is_dir() else "exists already; --overwrite replaces it"
         raise UsageError(f"DST: {str(out)!r} {problem}")
-    elif out.exists() and not _is_gguf(out):
-        raise UsageError(f"DST: {str(out)!r} is no GGUF file, so --overwrite does not replace it; choose another name")
     source = model_path(args.source)
     check_apart(out, find(args.source), source)
+    if to == "gguf" and out.exists() and not _is_gguf(out):
+        raise UsageError(f"DST: {str(out)!r} is no GGUF file, so --overwrite does not replace it; choose another name")
     before_bytes = disk_bytes(source)
     model = load_model(args)
     if to == "gguf":
