@@ -45,7 +45,7 @@ class Model(_model.Model):
         from minedge.io import gguf_write
 
         if Path(path).exists() and not overwrite:
-            raise UsageError(f"the output file {path} exists already; choose another name, or ask to overwrite it")
+            raise UsageError(f"the output file {path} exists already; choose another name, or pass overwrite=True")
         gguf_write.write_model(
             path, self.config, self.params, self.linears, self.tokenizer, dtype, name=Path(self.name).name or "model"
         )

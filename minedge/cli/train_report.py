@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ class Report:
         trained, total = self.model.n_params(trainable=True), self.model.n_params()
         note(f"model       {self.model!r}")
         note(f"training    {count(trained)} of {count(total)} parameters ({trained / total:.2%})")
+        linears = self.model.linears
+        frozen = [name for name, kind in linears.items() if not kind.trainable(name)]
+        if frozen and not c.lora and not any(kind.is_adapter for kind in linears.values()):
+            kinds = " and ".join(sorted({linears[name].kind for name in frozen}))
+            warnings.warn(
+                f"{len(frozen)} of {len(linears)} matrices are {kinds} and stay as they are; "
+                "--method lora trains an adapter on them",
+                UserWarning,
+                stacklevel=2,
+            )
         note(f"data        {self.dataset.name}, rows of {c.seq_len} tokens, {c.batch_size * c.grad_accum} rows a step")
         how = f"{c.method}, {count(c.iters)} steps, learning rate {c.learning_rate:g} {c.schedule}"
         note(f"method      {how}" + (f", adapter {dict(c.lora)}" if c.lora else ""))

@@ -264,7 +264,7 @@ def _check_target(path: Path, overwrite: bool, ours: bool) -> None:
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise UsageError(f"the output folder {path} exists already; choose another name, or ask to overwrite it")
+        raise UsageError(f"the output folder {path} exists already; choose another name, or pass overwrite=True")
     if path.is_symlink() or not os.path.isdir(path):
         raise UsageError(f"will not overwrite {path}: it is not a folder")
     with os_errors(path, "read"):

@@ -335,6 +335,17 @@ def test_a_pruned_model_never_gets_zeros_counted_as_kept(again, home, cli):
     assert report["sparsity"] == pytest.approx(0.9, abs=0.01)
 
 
+def test_training_says_what_stays_as_it_is(home, cli):
+    """All weights of a packed model are its norms and what is dense."""
+    assert cli("quantize", "-m", "tiny", "--out", "packed").code == 0
+    train = (*QUICK_TRAIN, "--iters", "1")
+    train = tuple("packed" if word == "tiny" else word for word in train)
+    full = cli(*train, "--method", "full", "--out", "f", "--quiet")
+    assert full.code == 0 and "matrices are int4 and stay as they are" in full.err
+    lora = cli(*train, "--method", "lora", "--out", "l")
+    assert lora.code == 0 and "stay as they are" not in lora.err
+
+
 def test_prune_packs(home, cli):
     """Half the weights and a mask stay, in memory as on disk; what was pruned before is packed as it is."""
     assert cli("prune", "-m", "tiny", "--nm", "2:4", "--out", "pruned").code == 0
