@@ -18,13 +18,16 @@ __all__ = [
     "cpu_ratio_of",
     "derived",
     "disturbed",
-    "figure",
     "headline",
     "lines_of",
+    "memory_text",
     "rate_of",
+    "rate_text",
     "ratio_of",
+    "ratio_text",
     "rows_of",
     "share_of",
+    "share_text",
     "to_json",
 ]
 
@@ -73,17 +76,37 @@ def rows_of(result: PartResult, limits: Mapping[int, Limit]) -> list[list[str]]:
             why = "outputs are wrong" if run.wrong and not run.error else "failed"
             rows.append([who, threads, why, "", "", "", ""])
             continue
-        rate, share, ratio = rate_of(run), share_of(run, limits), ratio_of(run, result)
         rows.append([
             who,
             threads,
-            f"{figure(rate.median)} {run.facts['unit']}",
-            f"{rate.relative:.1%}",
-            f"{share:.0%}" if share is not None else "",
-            f"{(run.peak_bytes - run.imports_bytes) / 1e6:,.0f} MB" if run.peak_bytes else "",
-            f"{ratio.median:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})" if ratio is not None else "",
+            rate_text(run),
+            f"{rate_of(run).relative:.1%}",
+            share_text(run, limits),
+            memory_text(run),
+            ratio_text(ratio_of(run, result)),
         ])  # fmt: skip
     return rows
+
+
+def rate_text(run: Run) -> str:
+    """The run's figure with its unit."""
+    return f"{_figure(rate_of(run).median)} {run.facts['unit']}"
+
+
+def share_text(run: Run, limits: Mapping[int, Limit]) -> str:
+    """`share_of` in percent, nothing where there is none."""
+    share = share_of(run, limits)
+    return f"{share:.0%}" if share is not None else ""
+
+
+def memory_text(run: Run) -> str:
+    """The process's peak less what its imports took, nothing where it was not measured."""
+    return f"{(run.peak_bytes - run.imports_bytes) / 1e6:,.0f} MB" if run.peak_bytes else ""
+
+
+def ratio_text(ratio: Spread | None) -> str:
+    """A ratio with its quartiles, nothing where there is none."""
+    return f"{ratio.median:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})" if ratio is not None else ""
 
 
 def lines_of(result: PartResult) -> list[str]:
@@ -198,6 +221,6 @@ def _part_json(result: PartResult, limits: Mapping[int, Limit]) -> dict[str, Any
     return out
 
 
-def figure(value: float) -> str:
+def _figure(value: float) -> str:
     """A number to three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

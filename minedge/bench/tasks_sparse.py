@@ -106,9 +106,8 @@ def crossings(runs: Sequence[Any]) -> list[str]:
             continue
         times = {d: ratios(_each(base), _each(run)).median for d, run in found.items()}
         where = crossing(list(times), list(times.values()))
-        verdict = f"below a density of {where:.0f}%" if where else "at no density that was measured"
-        if where == 100:
-            verdict = "at every density that was measured"
+        ends = {None: "at no density that was measured", 100.0: "at every density that was measured"}
+        verdict = ends.get(where) or f"below a density of {where:.0f}%"
         table = ", ".join(f"{d}%: {ratio:.2f} x" for d, ratio in times.items())
         lines.append(f"packed {packed} beats dense {dense} {verdict} ({table})")
     return lines
