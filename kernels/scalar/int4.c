@@ -10,6 +10,10 @@
  * rows of a dense weight into its panels, so 16 x 384 floats are all that is ever unpacked. Per 16 weights: a load that widens
  * eight bytes, an and or a shift, two subtractions, two conversions, two multiplications, two stores.
  *
+ * Quantizing, AVX2, per 32 weights: two exclusive ors and maxima for each eight, then a product, a sum, two bounds and a conversion,
+ * ten instructions for the bytes, two divisions for the scale: 100, three a weight. 2048 x 5632 on two cores of an AMD EPYC: 2.7 G
+ * weights/s, 0.58 one weight at a time; reading them from memory (10.8 GB/s of float32 here, 31 measured) is not yet the limit.
+ *
  * One core of an AMD EPYC beside other work, AVX2, 2048 x 2048, against unpacking 2^20 weights at a time (what stood here
  * before), medians in alternation, 2026-11-23: 256 rows of x forward 23.5 ms for 25.1, backward 29.5 for 32.8, where the dense weight
  * takes 28; one row 1.8 ms for 2.4. */
@@ -20,30 +24,68 @@
 #include "../vec.h"
 
 #define BLOCK 32
-/* d = the entry of largest magnitude (the first of equals, a NaN before all) / -8; code = trunc(x / d + 8.5) within 0..15 */
+#if defined(ME_AVX2)
+INLINE vi larger(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+#else
+INLINE vi larger(vi a, vi b) { return ((a > b) & a) | (~(a > b) & b); }
+#endif
+
+/* The entry of largest magnitude, the first of equals, a NaN before all.
+ * A float's bits, read as an integer, order the positive ones; with the sign turned over, the negative ones. The larger of the two
+ * maxima is the entry, but where they are equal or beyond infinity's bits (a NaN): then entry by entry. */
+static float largest(const float *x, int64_t G) {
+    vi up = v_seti(INT32_MIN), down = up, sign = up;
+    for (int64_t j = 0; j < G; j += LANES) {
+        vi bits = (vi)v_load(x + j);
+        up = larger(up, bits);
+        down = larger(down, bits ^ sign);
+    }
+    int32_t above = up[0], below = down[0];
+    for (int l = 1; l < LANES; l++) {
+        above = up[l] > above ? up[l] : above;
+        below = down[l] > below ? down[l] : below;
+    }
+    int32_t most = above > below ? above : below;
+    float top = 0, found = x[0];
+    if (above != below && most <= 0x7f800000) {
+        memcpy(&found, &most, 4);
+        return above > below ? found : -found;
+    }
+    for (int64_t j = 0; j < G; j++) {
+        float magnitude = __builtin_fabsf(x[j]);
+        if (magnitude != magnitude) return x[j];
+        if (magnitude > top) top = magnitude, found = x[j];
+    }
+    return found;
+}
+
+/* trunc(x / d + 8.5) within 0..15 */
+INLINE vi codes(const float *x, vf inverse) {
+    vf code = v_load(x) * inverse + v_set(8.5f);  /* inverse may be infinite in a group of denormals: codes saturate */
+    code = v_select((vi)(code == code), code, v_set(8));
+    return __builtin_convertvector(v_min(v_set(15), v_max(v_set(0), code)), vi);
+}
+
+/* 32 codes into 16 bytes: number j is low in byte j, number j + 16 high */
+INLINE void put_codes(uint8_t *q, const float *x, vf inverse) {
+    vi a = codes(x, inverse) | codes(x + 16, inverse) << 4, b = codes(x + 8, inverse) | codes(x + 24, inverse) << 4;
+#if defined(ME_AVX2)
+    __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)a, (__m256i)b), 0xd8);
+    _mm_storeu_si128((__m128i *)q, _mm_packus_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
+#else
+    for (int l = 0; l < LANES; l++) q[l] = (uint8_t)a[l], q[l + 8] = (uint8_t)b[l];
+#endif
+}
+
+/* d = the entry of largest magnitude / -8 */
 ME_KERNEL(int4_quantize) {
     const struct me_int4 *a = args;
     int64_t G = a->group, groups = a->in / G;
     for (int64_t g = begin * groups; g < end * groups; g++) {
         const float *x = a->w + g * G;
-        float top = 0, signed_top = x[0];
-        for (int64_t j = 0; j < G; j++) {
-            float magnitude = __builtin_fabsf(x[j]);
-            if (magnitude != magnitude) {
-                signed_top = x[j];
-                break;
-            }
-            if (magnitude > top) top = magnitude, signed_top = x[j];
-        }
-        float d = signed_top / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+        float d = largest(x, G) / -8.0f;
         a->s_out[g] = float_to_half(d);
-        for (int64_t j = 0; j < G; j++) {
-            float code = x[j] * inverse + 8.5f;  /* inverse may be infinite in a group of denormals: codes saturate */
-            code = code != code ? 8.0f : code;
-            uint8_t q = (uint8_t)(code < 0 ? 0 : code > 15 ? 15 : (int)code);
-            uint8_t *byte = a->q_out + (g * G + j) / BLOCK * 16 + j % 16;
-            *byte = (uint8_t)(j % BLOCK < 16 ? q : *byte | q << 4);
-        }
+        for (int64_t j = 0; j < G; j += BLOCK) put_codes(a->q_out + (g * G + j) / 2, x + j, v_set(d != 0 ? 1.0f / d : 0.0f));
     }
 }
 

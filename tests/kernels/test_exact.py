@@ -117,6 +117,9 @@ def test_int4_equals_the_specification(isa, group):
     w[0], w[1], w[2], w[3] = 0, 1e-41, 7, -7
     w[4], w[5] = rng.choice(np.float32([-1, 1]), 256), w[5] * 1e38
     w[6, 3], w[7, 5], w[8, 6] = np.inf, -np.inf, np.nan
+    w[9, 5], w[9, 9], w[10, 9], w[10, 5] = 9, -9, 9, -9  # the first of equals, of either sign
+    w[11], w[12], w[13, :9] = np.abs(w[11]), -np.abs(w[12]), -0.0  # one sign only
+    w[14, 1], w[14, 2], w[15, 1], w[15, 2] = np.inf, -np.nan, -np.nan, np.inf
     with np.errstate(all="ignore"):
         want = numpy_ops.int4_quantize(w, group)
     got = ops["int4_quantize"](w, group)

@@ -26,6 +26,7 @@ COMPILER = os.environ.get("CC") or shutil.which("cc") or "gcc"
 X_ROWS = {"avx2": 8, "avx512": 16, "neon": 8}
 FILES = {
     "int4_int8_linear": "int_product.c", "q8_int8_linear": "int_product.c", "int8_quantize": "int4.c", "gemm": "gemm.c",
+    "int4_quantize": "int4.c",
     "sparse_linear": "sparse.c", "cached_attention": "attention_decode.c",
 }  # fmt: skip
 
@@ -164,6 +165,8 @@ MUTANTS = [
     Mutant(
         "high digit counted eightfold", "avx2", "q8_int8_linear", "avx2/int_sums.h", "digit ? 16 : 1", "digit ? 8 : 1"
     ),
+    Mutant("the sign of a tie", "avx2", "int4_quantize", "scalar/int4.c", "above != below && ", ""),
+    Mutant("codes of the second half in the first's place", "avx2", "int4_quantize", "scalar/int4.c", "0xd8", "0xe4"),
     Mutant("missing rows stored", "avx2", "int4_int8_linear", "int_product.h", "y[t], rows);", "y[0], rows);"),
     Mutant(
         "values stay where sixteen are kept",
@@ -248,6 +251,14 @@ def products(lib: ctypes.CDLL | None, isa: str, kernel: str) -> Iterator[bytes]:
                     given = *map(pointer, (y, x, bits, values, starts)), int(dtype is np.float16)
                     lib.me_sparse_linear(0, *given, *sizes(N, out, width))
                 yield y.tobytes() if lib else ops["sparse_linear_forward"](x, bits, values, starts)[0].tobytes()
+        elif kernel == "int4_quantize":
+            x[0, :5], x[-1, 7], x[-1, 3] = (np.nan, np.inf, 0.5, 127.5, -0.0), 9, -9
+            q, s = np.zeros((N, width // 2), np.uint8), np.zeros((N, blocks), np.float16)
+            if lib:
+                lib.me_int4_quantize(0, pointer(q), pointer(s), pointer(x), *sizes(32, N, width))
+            else:
+                q, s = ops["int4_quantize"](x, 32)
+            yield q.tobytes() + np.nan_to_num(s, nan=-1).tobytes()
         elif kernel == "int8_quantize":
             x[0, :5] = np.nan, np.inf, 0.5, 127.5, -0.0
             x[-1, -32:] = [127, *np.arange(31) + 0.5]
