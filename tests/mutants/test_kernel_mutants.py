@@ -252,7 +252,7 @@ def products(lib: ctypes.CDLL | None, isa: str, kernel: str) -> Iterator[bytes]:
                     lib.me_sparse_linear(0, *given, *sizes(N, out, width))
                 yield y.tobytes() if lib else ops["sparse_linear_forward"](x, bits, values, starts)[0].tobytes()
         elif kernel == "int4_quantize":
-            x[0, :5], x[-1, 7], x[-1, 3] = (np.nan, np.inf, 0.5, 127.5, -0.0), 9, -9
+            x[0, :5], x[-1, 7], x[-1, 3] = (np.nan, np.inf, 0.5, 127.5, -0.0), -9, 9
             q, s = np.zeros((N, width // 2), np.uint8), np.zeros((N, blocks), np.float16)
             if lib:
                 lib.me_int4_quantize(0, pointer(q), pointer(s), pointer(x), *sizes(32, N, width))
