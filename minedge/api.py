@@ -9,7 +9,7 @@ from minedge.config import Config, did_you_mean
 from minedge.errors import UsageError
 from minedge.model import model as _model
 from minedge.model import transformer
-from minedge.model.linears import Dense
+from minedge.model.linears import Dense, LinearKind
 from minedge.ops import get as get_ops
 
 __all__ = ["Model", "bundled_path", "init", "load"]
@@ -65,14 +65,26 @@ def bundled_path() -> Path:
     return Path(__file__).parent / "assets" / "bundled"
 
 
-def load(source: str | Path, backend: str | None = None, with_tokenizer: bool = True) -> Model:
+def load(
+    source: str | Path,
+    backend: str | None = None,
+    with_tokenizer: bool = True,
+    pack: LinearKind | None = None,
+    embeddings: bool = False,
+    strict: bool = False,
+) -> Model:
     """Open a model: "bundled", a Hugging Face directory, a .gguf file, a llama2.c .bin (its tokenizer beside it), or
     the hub id of a model in the local Hugging Face cache. Every float array is trainable until an adapter or packing
     says otherwise. `with_tokenizer=False` leaves the tokenizer, which compiled code of another library reads, unopened.
 
+    `pack`, such as `minedge.quant.Int4(32)`, makes every matrix of that kind (with `embeddings` the embedding, too):
+    the model that `minedge.quant.int4` makes of it, but a Hugging Face directory is packed as it is read, in the memory
+    of the result. `strict` as there.
+
     Raises `UsageError` for an unknown name (with the nearest), `MinedgeFormatError` for files that are missing,
     damaged or foreign.
     """
+    from minedge.compress import packing
     from minedge.compress.compositions import default_trainable
     from minedge.io import sources
 
@@ -87,11 +99,15 @@ def load(source: str | Path, backend: str | None = None, with_tokenizer: bool = 
                 f"Hugging Face cache ({sources.hub_cache()}), got {str(source)!r}, which does not exist{near}"
             )
         path = cached
-    config, params, linears, tokenizer, names = sources.read_any(path, with_tokenizer)
+    repack = None if pack is None else packing.while_reading(pack, embeddings, get_ops(backend))
+    config, params, linears, tokenizer, names = sources.read_any(path, with_tokenizer, repack)
     model = Model(config, {}, linears, tokenizer=tokenizer, backend=backend, name=str(source))
     if names is None:
         names = default_trainable(model, linears, params)
-    return model.with_params(params, trainable_names=names)
+    model = model.with_params(params, trainable_names=names)
+    if pack is None:
+        return model
+    return packing.pack_linears(model, pack, packing.argument_of(pack), embeddings, strict, rest=True)
 
 
 def _siblings(path: Path) -> list[str]:

@@ -64,12 +64,14 @@ def _is_run(path: Path) -> bool:
     return (path / "run.json").is_file() and not (path / "config.json").exists()
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """The model of --model on --backend, with the adapter of --adapter-path where the verb has that option."""
+def load_model(args: argparse.Namespace, **more: Any) -> Any:
+    """The model of --model on --backend, with the adapter of --adapter-path where the verb has that option. `more` is
+    for `minedge.load`.
+    """
     import minedge
 
     path = model_path(args.model)
-    model = minedge.load(path if _is_run(path.parent) else args.model, backend=args.backend)
+    model = minedge.load(path if _is_run(path.parent) else args.model, backend=args.backend, **more)
     if getattr(args, "adapter_path", None):
         model = minedge.lora.load_adapter(model, adapter_folder(args.adapter_path))
     return model

@@ -50,15 +50,15 @@ def file_dtype(name: str) -> str | None:
     return "float16" if data.get("dtype", data.get("torch_dtype")) == "float16" else None
 
 
-def prepare(args: argparse.Namespace, *sources: Path) -> tuple[Any, Any]:
+def prepare(args: argparse.Namespace, *sources: Path, **more: Any) -> tuple[Any, Any]:
     """Everything that can be wrong with the options, before any work: (model, data or None). `sources` is what is read
-    beside the model and its adapter.
+    beside the model and its adapter, `more` is for `minedge.load`.
     """
     check_output(args.out, args.overwrite)
     adapter = [adapter_folder(args.adapter_path)] if getattr(args, "adapter_path", None) else []
     check_apart(args.out, find(args.model), model_path(args.model), *adapter, *sources)
     args.source_bytes = disk_bytes(model_path(args.model))  # before anything is written
-    model = load_model(args)
+    model = load_model(args, **more)
     if not hasattr(args, "data"):
         return model, None
     max_length(args, model)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+import numpy as np
+
+from minedge.cli.common import model_path
 from minedge.cli.compress import compress_options, file_dtype, prepare, report_change, save
 from minedge.cli.console import Console
 from minedge.cli.parser import integer, one_of
@@ -67,22 +71,64 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     kind = _type(args)
     bits, usual = TYPES.get(kind, (16, 32))
-    model, dataset = prepare(args)
     size = args.group_size or usual
+    made = _kind(kind, size, args)
     shared = {"embeddings": args.embeddings, "strict": args.strict}
-    if kind in HALVES:
-        packed = minedge.quant.half(model, kind, embeddings=args.embeddings)
-    elif kind == "int8":
-        packed = minedge.quant.int8(model, **shared)
-    elif kind == "nf4":
-        packed = minedge.quant.nf4(model, size, double_quant=not args.no_double_quant, **shared)
+    if _packs_while_reading(args):
+        packed, dataset = prepare(args, pack=made, **shared)
+        model = _before(packed)
     else:
-        packed = minedge.quant.int4(model, size, scale=args.scale or "max", **shared)
+        model, dataset = prepare(args)
+        if kind in HALVES:
+            packed = minedge.quant.half(model, kind, embeddings=args.embeddings)
+        elif kind == "int8":
+            packed = minedge.quant.int8(model, **shared)
+        elif kind == "nf4":
+            packed = minedge.quant.nf4(model, size, double_quant=not args.no_double_quant, **shared)
+        else:
+            packed = minedge.quant.int4(model, size, scale=args.scale or "max", **shared)
     dense = sorted(name for name, made in packed.linears.items() if kind not in str(made.to_dict()))
     save(packed, args, args.dtype or file_dtype(args.model))
     facts = {"type": kind, "bits": bits, "group_size": None if kind in HALVES else size, "dense_linears": dense}
     report_change(args, console, model, packed, dataset, **facts)
     return 0
+
+
+def _kind(kind: str, size: int, args: argparse.Namespace) -> Any:
+    """The linear kind that --type and the options beside it describe."""
+    from minedge import quant
+
+    if kind == "nf4":
+        return quant.NF4(size, not args.no_double_quant)
+    return (
+        quant.Int4(size)
+        if kind == "int4"
+        else {"int8": quant.Int8, "float16": quant.Float16}.get(kind, quant.BFloat16)()
+    )
+
+
+def _packs_while_reading(args: argparse.Namespace) -> bool:
+    """Whether the model can be packed as its file is read, in the memory of the result: a folder of dense matrices, and
+    nothing to do that needs the dense model.
+    """
+    from minedge.io.hf import read_config
+    from minedge.model.linears import dense_kind
+
+    path = model_path(args.model)
+    if args.data or args.scale == "mse" or not (path / "config.json").is_file():
+        return False
+    return all(kind == dense_kind() for kind in read_config(path)[1].values())
+
+
+def _before(packed: Any) -> Any:
+    """The dense model in its sizes only: arrays that take no memory, for counting."""
+    from minedge.model.linears import dense_kind
+    from minedge.model.shapes import param_shapes
+
+    linears = dict.fromkeys(packed.linears, dense_kind())
+    zero = np.zeros((), np.float32)
+    params = {key: np.broadcast_to(zero, shape) for key, (shape, _) in param_shapes(packed.config, linears).items()}
+    return packed.with_params(params, linears)
 
 
 def _type(args: argparse.Namespace) -> str:

@@ -40,6 +40,7 @@ class Float16(LinearKind):
     """`name.half` float16 (out, in)."""
 
     stored: ClassVar[str] = "float16"
+    by_rows: ClassVar[bool] = True
     width_step: ClassVar[int] = 1  # divides every width: no matrix is left out
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:

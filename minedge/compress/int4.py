@@ -16,7 +16,7 @@ Legend: in/out the matrix's widths, weights (out, in), G = in / group_size group
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ TILE = 1 << 20  # weights dense at a time in a float product, c apart: a head of
 class Int4(LinearKind):
     """`name.qweight` uint8 (out, in/2) and `name.scales` float16 (out, in/group_size)."""
 
+    by_rows: ClassVar[bool] = True
     group_size: int = 32
 
     def __post_init__(self) -> None:

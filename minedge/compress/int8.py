@@ -16,7 +16,7 @@ Legend: in/out the matrix's widths, weights (out, in).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ TILE = 1 << 20  # weights that are dense at a time
 class Int8(LinearKind):
     """`name.qweight` int8 (out, in) and `name.scales` float16 (out, in/32)."""
 
+    by_rows: ClassVar[bool] = True
     group_size: int = 32
 
     def __post_init__(self) -> None:

@@ -12,8 +12,9 @@ On disk GPT-2's weights lie (in, out), as its Conv1D has them; in memory every w
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,15 @@ from minedge.model.linears import LinearKind, Shapes, dense_kind, kind_from_dict
 from minedge.model.shapes import linear_shapes, param_shapes
 
 __all__ = [
-    "FILE_DTYPE_KEYS", "FORMAT_VERSION", "check_ids", "check_tokenizer", "lies_transposed", "read_config",
-    "read_generation_config", "read_model", "read_trainable_names",
+    "FILE_DTYPE_KEYS", "FORMAT_VERSION", "Repack", "Rows", "check_ids", "check_tokenizer", "lies_transposed",
+    "read_config", "read_generation_config", "read_model", "read_trainable_names",
 ]  # fmt: skip
 
 FORMAT_VERSION = 1
+# What makes another kind of a dense matrix while it is read: (config, name, (out, in), rows) -> the kind and its
+# arrays, or None to keep it as it is. rows(step, widen) gives its rows as `SafetensorsFile.rows` does.
+Rows = Callable[[int, Callable[[np.ndarray], np.ndarray]], Iterator[tuple[slice, np.ndarray]]]
+Repack = Callable[[Config, str, tuple[int, int], Rows], "tuple[LinearKind, dict[str, np.ndarray]] | None"]
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 _EXACT = {
     "uint8": "U8",
@@ -52,10 +57,11 @@ _BAD_CONFIG = (MinedgeError, TypeError, ValueError, AttributeError, KeyError, Ar
 
 
 def read_model(
-    path: str | os.PathLike[str], with_tokenizer: bool = True
+    path: str | os.PathLike[str], with_tokenizer: bool = True, repack: Repack | None = None
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, LinearKind], Any]:
     """Read a model folder: config, read-only params (floats widened to float32), linears, tokenizer or None.
 
+    `repack` may make another kind of each dense matrix from its rows, so that the whole matrix never stands in float32.
     Raises MinedgeFormatError, naming file and key or tensor, for anything that is missing, unknown or contradictory.
     """
     folder = Path(path)
@@ -67,7 +73,7 @@ def read_model(
                 f"{folder}: tensors missing: {len(tensors)} in all for the {config.n_layer} layers of config.json"
             )
         linears = _read_linears(folder, config, data)
-        params = _read_params(folder, config, linears, tensors)
+        params = _read_params(folder, config, linears, tensors, repack)
     return config, params, linears, _read_tokenizer(folder, config) if with_tokenizer else None
 
 
@@ -159,8 +165,9 @@ def lies_transposed(config: Config, key: str, shape: tuple[int, ...]) -> bool:
 
 
 def _read_params(
-    folder: Path, config: Config, linears: dict[str, LinearKind], tensors: dict[str, Stored]
+    folder: Path, config: Config, linears: dict[str, LinearKind], tensors: dict[str, Stored], repack: Repack | None
 ) -> dict[str, np.ndarray]:
+    """The arrays; of the matrices that `repack` takes, `linears` gets the new kind."""
     shapes, owned = _storage_shapes(config, linears)
     tied_head = tensors.pop(f"{config.arch.head}.weight", None) if config.tie_embeddings else None
     missing, unknown = sorted(shapes.keys() - tensors.keys()), sorted(tensors.keys() - shapes.keys())
@@ -183,8 +190,19 @@ def _read_params(
             out[key] = stored.file.read([stored.name], dtype, turned)[stored.name]
         return out
 
+    def rows(key: str, step: int, widen: Callable[[np.ndarray], np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
+        if key in transposed:  # its rows are the file's columns: whole
+            return iter([(slice(None), load([key])[key])])
+        return tensors[key].file.rows(tensors[key].name, step, widen)
+
     ops, params = minedge.ops.get("numpy"), {}
     for name, (out_features, in_features) in linear_shapes(config).items():
+        if repack is not None and linears[name] == dense_kind():
+            packed = repack(config, name, (out_features, in_features), functools.partial(rows, owned[name][0]))
+            if packed is not None:
+                linears[name] = packed[0]
+                params.update(packed[1])
+                continue
         try:
             made = linears[name].from_storage(load(owned[name]), name, out_features, in_features, ops)
         except (ValueError, TypeError, IndexError) as error:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -81,6 +81,30 @@ class SafetensorsFile:
             where = f"{self.path}: tensor {name!r}"
             result[name] = _read_tensor(self._file, self.header, info, target, name in turned, where, self._slabs)
         return {name: result[name] for name in wanted}
+
+    def rows(
+        self, name: str, step: int, widen: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """The rows of a matrix of floats, `step` at a time and in order: where they stand, and float32 (rows, columns),
+        to be done with before the next are asked for. `widen` makes float32 of float16, or of uint16 with bfloat16's
+        bits, as a backend's `half_widen`.
+        """
+        info = self.header.tensors[name]
+        where, stored = f"{self.path}: tensor {name!r}", np.dtype(FILE_DTYPES[info.dtype])
+        height, width = info.shape
+        buffer = np.empty((min(step, height), width), stored)
+        for start in range(0, height, step):
+            part = slice(start, min(start + step, height))
+            raw = buffer[: part.stop - start]
+            self._file.seek(self.header.data_start + info.begin + start * width * stored.itemsize)
+            if raw.size:
+                _read_exactly(self._file, raw.reshape(-1).view(np.uint8).data, where)
+            if info.dtype in ("F16", "BF16"):
+                yield part, widen(raw.astype(stored.newbyteorder("="), copy=False))
+            else:
+                out = np.empty(raw.shape, np.float32)
+                _convert(out, raw, info.dtype, where)
+                yield part, out
 
 
 def read(

@@ -56,15 +56,15 @@ def in_hub_cache(name: str) -> Path | None:
 
 
 def read_any(
-    path: Path, with_tokenizer: bool = True
+    path: Path, with_tokenizer: bool = True, repack: hf.Repack | None = None
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, LinearKind], Any, frozenset[str] | None]:
     """Config, params, linears, tokenizer (None where it is not wanted), and the trainable names a folder was written
-    with (None: the usual ones).
+    with (None: the usual ones). `repack`: as `hf.read_model` takes it; other sources are read whole.
     """
     if path.is_dir():
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1 or (path / "config.json").exists():
-            return *hf.read_model(path, with_tokenizer), hf.read_trainable_names(path)
+            return *hf.read_model(path, with_tokenizer, repack), hf.read_trainable_names(path)
         path = member(path, files[0].name)  # a folder, or a snapshot, that holds one GGUF file and no config.json
     try:
         with path.open("rb") as file:

@@ -85,6 +85,7 @@ class LinearKind:
 
     kind: ClassVar[str] = ""
     is_adapter: ClassVar[bool] = False  # adds a trained change to a frozen base; other methods work on that base
+    by_rows: ClassVar[bool] = False  # `pack` of some rows gives those rows of each of its arrays
 
     def shapes(self, name: str, out_features: int, in_features: int) -> Shapes:
         """Parameter name -> (shape, dtype) of everything this kind keeps for the matrix."""

@@ -6,18 +6,20 @@ fails, so the list cannot go stale in silence.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from minedge.compress import int4, int8, nf4, prune
+from minedge.compress import int4, int8, nf4, packing, prune
 from minedge.finetune import dora, lora, lora_several
 from minedge.model import linears, speculative
 from minedge.model.linears import Dense
 from minedge.ops.numpy_ops import int4 as int4_ops
 from minedge.ops.numpy_ops import nf4 as nf4_ops
 from minedge.ops.numpy_ops import q8 as q8_ops
-from tests.methods import checks, dora_checks, int8_checks, nf4_checks, several_checks
+from tests.methods import checks, dora_checks, int8_checks, nf4_checks, pack_checks, several_checks
 from tests.model import speculative_checks
 from tests.mutants.planting import mutated_module
 
@@ -43,6 +45,11 @@ def stacking(module):
     several_checks.stacking_is_exact(SimpleNamespace(add=lora.add, stack=module.stack))
 
 
+def packing_while_reading(module):
+    with tempfile.TemporaryDirectory() as folder:
+        pack_checks.packs_as_the_verb_does(module, Path(folder))
+
+
 def error_bound(module):
     import numpy as np
 
@@ -52,6 +59,11 @@ def error_bound(module):
 
 # name: module, what stands there, what the mutant has instead, the checks of which one at least must fail
 MUTANTS = {
+    "every tile in the first one's place": (
+        packing, "made[key][part if kind.by_rows else ...] = array", "made[key][: len(array)] = array",
+        [packing_while_reading]),
+    "the embedding left out": (
+        packing, "name == config.arch.embed and not embeddings", "name == config.arch.embed", [packing_while_reading]),
     "alpha not divided by r": (
         lora, "else self.lora_alpha / self.r", "else self.lora_alpha", [checks.lora_is_its_equation]),
     "B starts away from zero": (
