@@ -163,8 +163,11 @@ def derived(report: Report) -> list[str]:
                 f"{_over(run, forward):+.1%} of the forward pass's"
             )
         if "result_bytes" in run.facts and run.peak_bytes:
-            over = (run.peak_bytes - run.imports_bytes) / run.facts["result_bytes"]
-            lines.append(f"{where}: quantization's memory is {over:.2f} x the result")
+            result = run.facts["result_bytes"]
+            lines.append(
+                f"{where}: quantization took {seconds:.2f} s; its whole process {run.peak_bytes / 1e6:,.0f} MB, "
+                f"{run.peak_bytes / result:.2f} x the result of {result / 1e6:,.0f} MB"
+            )
     return lines
 
 
