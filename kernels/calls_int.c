@@ -1,5 +1,6 @@
 /* Public functions of noise, int4, nf4 and masks. */
 #include "internal.h"
+#include "int4_tiles.h"
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,22 @@ void me_int4_dequantize(int isa, float *weight, const uint8_t *qweight, const ui
                         int64_t in) {
     struct me_int4 a = {.w_out = weight, .q = qweight, .s = scales, .group = group, .in = in};
     RUN(int4_dequantize, out, 1, in);
+}
+
+static void tile_rows(const void *args, int64_t begin, int64_t end) {
+    const struct me_int4_tile *a = args;
+    const int64_t blocks = a->in / BLOCK, groups = a->in / a->group;
+    for (int64_t tile = begin; tile < end; tile++) {
+        const int64_t o = tile * TILE, rows = at_most(TILE, a->out - o);
+        tile_codes(a->codes + tile * blocks * TILE_BLOCK, a->q + o * blocks * 16, blocks * 16, rows, blocks);
+        tile_scales(a->tile_scales + tile * groups * TILE, a->s + o * groups, groups, rows, groups);
+    }
+}
+
+void me_int4_tile(uint8_t *codes, uint16_t *tile_scales, const uint8_t *qweight, const uint16_t *scales, int64_t group, int64_t out,
+                  int64_t in) {
+    struct me_int4_tile a = {codes, tile_scales, qweight, scales, group, out, in};
+    me_run(tile_rows, &a, (out + TILE - 1) / TILE, 1, 4 * in);
 }
 
 int me_int4_gemm(int isa, float *c, const float *a_, const uint8_t *qweight, const uint16_t *scales, int64_t group, int back, int64_t M,
@@ -76,14 +93,14 @@ static void pack_x8(const void *args, int64_t begin, int64_t end) {
 
 struct linears { me_task *product; const struct me_int_linear *a; int n; };
 
-/* Items: rows of all the weights one after the other, each weight from a multiple of 8 on. */
+/* Items: rows of all the weights one after the other, each weight from a multiple of 16 on. */
 static void run_linears(const void *args, int64_t begin, int64_t end) {
     const struct linears *l = args;
     int64_t start = 0;
     for (int i = 0; i < l->n; i++) {
         int64_t out = l->a[i].out, from = begin > start ? begin - start : 0, to = end - start < out ? end - start : out;
         if (from < to) l->product(l->a + i, from, to);
-        start += (out + 7) / 8 * 8;
+        start += (out + TILE - 1) / TILE * TILE;
     }
 }
 
@@ -99,10 +116,10 @@ void me_int_linears(int isa, me_task *product, struct me_int_linear *a, int n, i
     }
     for (int i = 0; i < n; i++) {
         a[i].x8 = x8;
-        rows += (a[i].out + 7) / 8 * 8;
+        rows += (a[i].out + TILE - 1) / TILE * TILE;
     }
     struct linears l = {product, a, n};
-    me_run(run_linears, &l, rows, 8, a->N * a->in / 8);
+    me_run(run_linears, &l, rows, TILE, a->N * a->in / 8);
 }
 
 static void int_linear(int isa, me_task *product, struct me_int_linear *a, int32_t offset) {
@@ -115,20 +132,29 @@ static void int_linear(int isa, me_task *product, struct me_int_linear *a, int32
 
 void me_int4_int8_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *qweight,
                          const uint16_t *scales, int64_t group, int64_t N, int64_t out, int64_t in) {
-    struct me_int_linear a = {y, NULL, xq, xsums, xscales, qweight, scales, NULL, group, N, out, in};
+    struct me_int_linear a = {.y = y, .xq = xq, .xsums = xsums, .xscales = xscales, .q = qweight, .s = scales, .group = group, .N = N,
+                              .out = out, .in = in};
+    int_linear(isa, me_table_of(isa)->int4_int8_linear, &a, 8);
+}
+
+void me_int4_tile_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *codes,
+                         const uint16_t *tile_scales, int64_t group, int64_t N, int64_t out, int64_t in) {
+    struct me_int_linear a = {.y = y, .xq = xq, .xsums = xsums, .xscales = xscales, .q = codes, .s = tile_scales, .tiled = 1,
+                              .group = group, .N = N, .out = out, .in = in};
     int_linear(isa, me_table_of(isa)->int4_int8_linear, &a, 8);
 }
 
 void me_q8_int8_linear(int isa, float *y, const int8_t *xq, const float *xscales, const int8_t *qweight, const uint16_t *scales,
                        int64_t N, int64_t out, int64_t in) {
-    struct me_int_linear a = {y, NULL, xq, NULL, xscales, (const uint8_t *)qweight, scales, NULL, 32, N, out, in};
+    struct me_int_linear a = {.y = y, .xq = xq, .xscales = xscales, .q = (const uint8_t *)qweight, .s = scales, .group = 32, .N = N,
+                              .out = out, .in = in};
     int_linear(isa, me_table_of(isa)->q8_int8_linear, &a, 128);
 }
 
 void me_int4_int8_partials(int isa, int32_t *partials, const int32_t *xsums, const int8_t *xq, const uint8_t *qweight, int64_t N,
                            int64_t out, int64_t in) {
-    struct me_int_linear a = {NULL, partials, xq, xsums, NULL, qweight, NULL, NULL, 32, N, out, in};
-    RUN(int4_int8_partials, out, 8, N * in / 4);
+    struct me_int_linear a = {.partials = partials, .xq = xq, .xsums = xsums, .q = qweight, .group = 32, .N = N, .out = out, .in = in};
+    RUN(int4_int8_partials, out, TILE, N * in / 4);
 }
 
 void me_q8_dequantize(int isa, float *weight, const int8_t *qweight, const uint16_t *scales, int64_t out, int64_t in) {

@@ -104,7 +104,7 @@ static int64_t run_products(int isa, const struct me_step *s, int64_t left, cons
     int n = 0;
     for (; n < left && n < MOST && s[n].op == s->op && s[n].x == s->x; n++)
         a[n] = (struct me_int_linear){.y = s[n].out, .xq = in->codes, .xsums = in->sums, .xscales = in->scales, .q = s[n].w,
-                                      .s = s[n].w2, .group = s[n].group, .N = N, .out = s[n].m, .in = s[n].n};
+                                      .s = s[n].w2, .tiled = s->op == ME_OP_INT4, .group = s[n].group, .N = N, .out = s[n].m, .in = s[n].n};
     if (s->op == ME_OP_INT4) me_int_linears(isa, me_table_of(isa)->int4_int8_linear, a, n, 8, in->tiles);
     else me_int_linears(isa, me_table_of(isa)->q8_int8_linear, a, n, 128, in->tiles);
     return n;

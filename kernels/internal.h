@@ -64,9 +64,11 @@ struct me_int_linear {
     const float *xscales;
     const uint8_t *q;          /* 16 bytes a block of 32 columns (int4), or 32 (int8) */
     const uint16_t *s;
+    int tiled;                 /* q and s lie as int4_tiles.h draws it; int4 only */
     const struct me_x8 *x8;    /* whole groups of eight rows of x, or sixteen as me_x16; or NULL */
     int64_t group, N, out, in;
 };
+struct me_int4_tile { uint8_t *codes; uint16_t *tile_scales; const uint8_t *q; const uint16_t *s; int64_t group, out, in; };
 /* n products of the same rows of x: one job. x8: room for N / 8 * (in / 32) or NULL; offset: 8 for int4, 128 for int8. */
 void me_int_linears(int isa, me_task *product, struct me_int_linear *a, int n, int32_t offset, struct me_x8 *x8);
 struct me_q8 { float *w_out; const int8_t *q; const uint16_t *s; int64_t in; };

@@ -86,6 +86,13 @@ void me_int8_quantize(int isa, int8_t *xq, float *xscales, const float *x, int64
 void me_int8_sums(int32_t *xsums, const int8_t *xq, int64_t N, int64_t in);
 void me_int4_int8_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *qweight,
                          const uint16_t *scales, int64_t group, int64_t N, int64_t out, int64_t in);
+/* The weight in tiles of 16 rows, which is how it is read fastest (int4_tiles.h draws one): codes (ceil(out / 16), in / 32, 4, 16, 4),
+ * best aligned to 64; tile_scales (ceil(out / 16), in / group, 16); zeros beyond `out`. */
+void me_int4_tile(uint8_t *codes, uint16_t *tile_scales, const uint8_t *qweight, const uint16_t *scales, int64_t group, int64_t out,
+                  int64_t in);
+/* y of me_int4_int8_linear, bit for bit, from a weight in tiles */
+void me_int4_tile_linear(int isa, float *y, const int32_t *xsums, const int8_t *xq, const float *xscales, const uint8_t *codes,
+                         const uint16_t *tile_scales, int64_t group, int64_t N, int64_t out, int64_t in);
 /* xq as me_int8_quantize makes it (never -128); qweight (out, in), one float16 scale per 32 */
 void me_q8_int8_linear(int isa, float *y, const int8_t *xq, const float *xscales, const int8_t *qweight, const uint16_t *scales,
                        int64_t N, int64_t out, int64_t in);
@@ -154,7 +161,7 @@ enum me_op {
     ME_OP_LAYER_NORM,   /* out = layer_norm(x) w + w2 */
     ME_OP_QUANTIZE,     /* out, a struct me_codes, = x as int8 codes */
     ME_OP_DENSE,        /* out (N, m) = x (N, n) w^T */
-    ME_OP_INT4,         /* the same of the codes x and int4 w, w2; steps in a row that share x run as one */
+    ME_OP_INT4,         /* the same of the codes x and int4 w, w2 in tiles; steps in a row that share x run as one */
     ME_OP_INT8,         /* of int8 w, w2 */
     ME_OP_HALF,         /* out (N, m) = x (N, n) w^T, w float16, or bfloat16 where `group` is 1 */
     ME_OP_SPARSE,       /* w, w2, w3: mask, values, starts of a packed pruned weight; group: values are float16 */

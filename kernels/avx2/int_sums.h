@@ -12,107 +12,82 @@
  * benchmarks/packed_kernels.py times the ops that these belong to; the machine should have nothing else to do. */
 #include "../vec.h"
 
-/* Eight vectors of four int32 (or, before madd, eight int16) per half -> lane r: the sum of half h of p[r]. */
-INLINE void add_halves(vi out[2], const __m256i p[8]) {
-    __m256i a[4], b[2];
-    for (int i = 0; i < 4; i++)
-        a[i] = _mm256_add_epi16(_mm256_unpacklo_epi32(p[2 * i], p[2 * i + 1]), _mm256_unpackhi_epi32(p[2 * i], p[2 * i + 1]));
-    for (int i = 0; i < 2; i++) {
-        b[i] = _mm256_add_epi16(_mm256_unpacklo_epi64(a[2 * i], a[2 * i + 1]), _mm256_unpackhi_epi64(a[2 * i], a[2 * i + 1]));
-        b[i] = _mm256_madd_epi16(b[i], _mm256_set1_epi16(1));
-    }
-    out[0] = (vi)_mm256_permute2x128_si256(b[0], b[1], 0x20);
-    out[1] = (vi)_mm256_permute2x128_si256(b[0], b[1], 0x31);
+/* sums[t][h], lane r: sum over the block of code * x[t] for row 8 h + r of the tile. A vector holds four columns of eight rows;
+ * its 16-bit sums take eight products of two before madd: at most 16 * 15 * 128 = 30,720. 512 weights and one row of x: 8 x
+ * (load, and, shift, and), 8 x (broadcast, 2 maddubs, 2 adds), 2 madd: 74 instructions. */
+INLINE void tile_sums(vi sums[][2], const uint8_t *codes, const int8_t *const x[], const int tokens) {
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i s[4][2];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; p++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            __m256i v = _mm256_loadu_si256((const __m256i *)(codes + 64 * p + 32 * h));
+            __m256i c0 = _mm256_and_si256(v, low), c1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+#pragma GCC unroll 4
+            for (int t = 0; t < tokens; t++) {
+                int32_t x0, x1;
+                memcpy(&x0, x[t] + 4 * p, 4);
+                memcpy(&x1, x[t] + 16 + 4 * p, 4);
+                __m256i two = _mm256_add_epi16(_mm256_maddubs_epi16(c0, _mm256_set1_epi32(x0)),
+                                               _mm256_maddubs_epi16(c1, _mm256_set1_epi32(x1)));
+                s[t][h] = p ? _mm256_add_epi16(s[t][h], two) : two;
+            }
+        }
+#pragma GCC unroll 4
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) sums[t][h] = (vi)_mm256_madd_epi16(s[t][h], _mm256_set1_epi16(1));
 }
 
-/* sums[t][i], lane r: sum over block b + i of code * x[t] for row q[r]; the second block only where `two`.
- * int4, per 8 rows x 2 blocks: 8 x (load, and, shift, and, 2 maddubs, add) + 22 = 78 instructions for 512 weights. */
-INLINE void row_pair_sums(vi sums[][2], const int bytes, const uint8_t *const q[8], int64_t b, int two, const int8_t *const x[],
-                          const int tokens) {
-    if (bytes == 16) {
-        const __m256i low = _mm256_set1_epi8(15);
-        __m256i p[4][8], x0[4], x1[4];
-        for (int t = 0; t < tokens; t++) {
-            __m256i first = _mm256_loadu_si256((const __m256i *)(x[t] + b * 32));
-            __m256i second = two ? _mm256_loadu_si256((const __m256i *)(x[t] + b * 32 + 32)) : _mm256_setzero_si256();
-            x0[t] = _mm256_permute2x128_si256(first, second, 0x20);  /* columns 0..15 of both blocks */
-            x1[t] = _mm256_permute2x128_si256(first, second, 0x31);
-        }
+/* sums[t], lane r: sum over block b of code * x[t] for row q[r] of an int8 weight */
+INLINE void row_sums(vi sums[], const uint8_t *const q[8], int64_t b, const int8_t *const x[], const int tokens) {
+    for (int t = 0; t < tokens; t++) {
+        __m256i xb = _mm256_loadu_si256((const __m256i *)(x[t] + b * 32)), p[8], a[4], c[2];
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++) {
-            const uint8_t *at = q[r] + b * 16;
-            __m256i v = two ? _mm256_loadu_si256((const __m256i *)at) : _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)at));
-            __m256i c0 = _mm256_and_si256(v, low), c1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
-            for (int t = 0; t < tokens; t++)
-                p[t][r] = _mm256_add_epi16(_mm256_maddubs_epi16(c0, x0[t]), _mm256_maddubs_epi16(c1, x1[t]));
+            __m256i w = _mm256_loadu_si256((const __m256i *)(q[r] + b * 32));
+            p[r] = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(xb, w));
+            p[r] = _mm256_madd_epi16(p[r], _mm256_set1_epi16(1));
         }
-        /* each 16-bit sum has 4 products here and 16 before madd: at most 16 * 15 * 128 = 30,720 */
-        for (int t = 0; t < tokens; t++) add_halves(sums[t], p[t]);
-        return;
+        for (int k = 0; k < 4; k++)
+            a[k] = _mm256_add_epi32(_mm256_unpacklo_epi32(p[2 * k], p[2 * k + 1]), _mm256_unpackhi_epi32(p[2 * k], p[2 * k + 1]));
+        for (int k = 0; k < 2; k++)
+            c[k] = _mm256_add_epi32(_mm256_unpacklo_epi64(a[2 * k], a[2 * k + 1]), _mm256_unpackhi_epi64(a[2 * k], a[2 * k + 1]));
+        sums[t] = (vi)_mm256_add_epi32(_mm256_permute2x128_si256(c[0], c[1], 0x20), _mm256_permute2x128_si256(c[0], c[1], 0x31));
     }
-    for (int i = 0; i <= two; i++)
-        for (int t = 0; t < tokens; t++) {
-            __m256i xb = _mm256_loadu_si256((const __m256i *)(x[t] + (b + i) * 32)), p[8], a[4], c[2];
-#pragma GCC unroll 8
-            for (int r = 0; r < 8; r++) {
-                __m256i w = _mm256_loadu_si256((const __m256i *)(q[r] + (b + i) * 32));
-                p[r] = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(xb, w));
-                p[r] = _mm256_madd_epi16(p[r], _mm256_set1_epi16(1));
-            }
-            for (int k = 0; k < 4; k++)
-                a[k] = _mm256_add_epi32(_mm256_unpacklo_epi32(p[2 * k], p[2 * k + 1]), _mm256_unpackhi_epi32(p[2 * k], p[2 * k + 1]));
-            for (int k = 0; k < 2; k++)
-                c[k] = _mm256_add_epi32(_mm256_unpacklo_epi64(a[2 * k], a[2 * k + 1]), _mm256_unpackhi_epi64(a[2 * k], a[2 * k + 1]));
-            sums[t][i] = (vi)_mm256_add_epi32(_mm256_permute2x128_si256(c[0], c[1], 0x20), _mm256_permute2x128_si256(c[0], c[1], 0x31));
-        }
 }
 
-#define ME_TILES
-#ifndef TILE_ROWS
-#define TILE_ROWS 4
+#define ME_MANY
+#ifndef MANY_ROWS
+#define MANY_ROWS 4
 #endif
+/* int8 as two int4 digits: code + 128 = 16 * high + low, high and low in 0..15, so that both fit the 16-bit sums. */
+#define MANY_DIGITS 2
+#define MANY_FLIP 128
 
 /* The compiler knows that sums may be taken in any order, and would make all products first, far more than there are
- * registers: a value that passes here has to be ready. 1.4 times the speed of tile_sums. */
+ * registers: a value that passes here has to be ready. 1.4 times the speed of many_sums. */
 #define KEEP(v) __asm__("" : "+x"(v))
-
-/* int8 as two int4 digits: code + 128 = 16 * high + low, high and low in 0..15, so that both fit the 16-bit sums. */
-INLINE int64_t tile_code_bytes(const int bytes) { return bytes == 16 ? 32 : 64; }
-
-INLINE void unpack_row(uint8_t *codes, const int bytes, const uint8_t *q, int64_t blocks) {
-    const __m256i low = _mm256_set1_epi8(15);
-    for (int64_t b = 0; b < blocks; b++) {
-        if (bytes == 16) {
-            __m128i v = _mm_loadu_si128((const __m128i *)(q + b * 16));
-            __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(v), _mm_srli_epi16(v, 4), 1);
-            _mm256_storeu_si256((__m256i *)(codes + b * 32), _mm256_and_si256(both, low));
-        } else {
-            __m256i v = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(q + b * 32)), _mm256_set1_epi8((char)128));
-            _mm256_storeu_si256((__m256i *)(codes + b * 64), _mm256_and_si256(v, low));
-            _mm256_storeu_si256((__m256i *)(codes + b * 64 + 32), _mm256_and_si256(_mm256_srli_epi16(v, 4), low));
-        }
-    }
-}
 
 /* y[r][g], lane l: the product of weight row r with row l of group g of x, all blocks.
  * int4, per row and group: 8 x (maddubs, add) + madd, sub, convert, multiply, fma: 21 instructions for 256 products, and
  * a third of a load each. */
-INLINE void tile_sums(vf y[TILE_ROWS][2], const int bytes, const uint8_t *codes, const float *ws, const struct me_x8 *x, const int groups,
+INLINE void many_sums(vf y[MANY_ROWS][2], const int bytes, const uint8_t *codes, const float *ws, const struct me_x8 *x, const int groups,
                       int64_t blocks) {
-    const int64_t row = blocks * tile_code_bytes(bytes);
-    for (int r = 0; r < TILE_ROWS; r++)
+    for (int r = 0; r < MANY_ROWS; r++)
         for (int g = 0; g < groups; g++) y[r][g] = v_set(0);
     for (int64_t b = 0; b < blocks; b++) {
-        __m256i sum[TILE_ROWS][2];
+        __m256i sum[MANY_ROWS][2];
         for (int digit = 0; digit < (bytes == 16 ? 1 : 2); digit++) {
-            const uint8_t *at = codes + b * tile_code_bytes(bytes) + digit * 32;
-            __m256i p[TILE_ROWS][2];
+            const uint8_t *at = codes + (b * (bytes == 16 ? 1 : 2) + digit) * MANY_ROWS * 32;
+            __m256i p[MANY_ROWS][2];
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++)
 #pragma GCC unroll 8
-                for (int r = 0; r < TILE_ROWS; r++) {
+                for (int r = 0; r < MANY_ROWS; r++) {
                     int32_t four;
-                    memcpy(&four, at + r * row + 4 * k, 4);
+                    memcpy(&four, at + (k * MANY_ROWS + r) * 4, 4);
                     __m256i w = _mm256_set1_epi32(four);
 #pragma GCC unroll 2
                     for (int g = 0; g < groups; g++) {
@@ -121,19 +96,19 @@ INLINE void tile_sums(vf y[TILE_ROWS][2], const int bytes, const uint8_t *codes,
                         KEEP(p[r][g]);
                     }
                 }
-            for (int r = 0; r < TILE_ROWS; r++)
+            for (int r = 0; r < MANY_ROWS; r++)
                 for (int g = 0; g < groups; g++) {
                     __m256i wide = _mm256_madd_epi16(p[r][g], _mm256_set1_epi16(digit ? 16 : 1));
                     sum[r][g] = digit ? _mm256_add_epi32(sum[r][g], wide) : wide;
                 }
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < TILE_ROWS; r++)
+        for (int r = 0; r < MANY_ROWS; r++)
 #pragma GCC unroll 2
             for (int g = 0; g < groups; g++) {
                 const struct me_x8 *xb = x + g * blocks + b;
                 vi part = (vi)sum[r][g] - (vi)_mm256_load_si256((const __m256i *)xb->sum);
-                y[r][g] = v_fma(__builtin_convertvector(part, vf), v_set(ws[b * TILE_ROWS + r]) * v_load(xb->scale), y[r][g]);
+                y[r][g] = v_fma(__builtin_convertvector(part, vf), v_set(ws[b * MANY_ROWS + r]) * v_load(xb->scale), y[r][g]);
             }
     }
 }

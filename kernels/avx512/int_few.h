@@ -14,7 +14,44 @@
  * groups of 128: 40.1 (31.0); int8: 55.5 (41.6). From memory both wait for it: int4 1.04 to 1.2 times AVX2's rate, int8 0.92
  * to 1.07. Zen 4 has four vector pipes and needs two passes for 512 bits: some 36 cycles for 1,024 weights, 59 GB/s, are the limit;
  * 48 to 58 are spent. */
-#define FOUR 4
+/* y[t] += blocks b..end-1 of a tile, codes and s from block b on: four columns of sixteen rows times four columns of x in all lanes.
+ * A block, 512 weights and one row of x: 4 x (load, and, shift, and), 8 vpdpbusd that load x spread, an addition, a conversion,
+ * multiply-add, and the start of the sums: 29 instructions; scales of a group 2 more. */
+INLINE void few_tile(vf y[FEW][2], const struct me_int_linear *a, const uint8_t *codes, const uint16_t *s, int64_t n, const int tokens,
+                     int64_t b, int64_t end) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const int64_t blocks = a->in / BLOCK, group = a->group / BLOCK;
+    __m512 sum[FEW];
+    for (int t = 0; t < tokens; t++) memcpy(sum + t, y[t], sizeof *sum);
+    for (; b < end; s += TILE) {
+        const __m512 ws = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)s));
+        fetch_near(s, TILE_AHEAD / 8, 2 * TILE);
+        for (const int64_t stop = b + group; b < stop; b++, codes += TILE_BLOCK) {
+            __m512i c[8];
+            fetch_near(codes, TILE_AHEAD, TILE_BLOCK);
+#pragma GCC unroll 4
+            for (int p = 0; p < 4; p++) {
+                __m512i v = _mm512_loadu_si512(codes + 64 * p);
+                c[p] = _mm512_and_si512(v, low);
+                c[4 + p] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+            }
+#pragma GCC unroll 4
+            for (int t = 0; t < tokens; t++) {
+                const int64_t at = (n + t) * blocks + b;
+                const uint8_t *x = (const uint8_t *)a->xq + at * BLOCK;
+                __m512i p0 = _mm512_set1_epi32(-a->xsums[at]), p1 = _mm512_setzero_si512();
+#pragma GCC unroll 4
+                for (int p = 0; p < 4; p++) {
+                    p0 = _mm512_dpbusd_epi32(p0, c[p], _mm512_set1_epi32(four(x + 4 * p)));
+                    p1 = _mm512_dpbusd_epi32(p1, c[4 + p], _mm512_set1_epi32(four(x + 16 + 4 * p)));
+                }
+                __m512 part = _mm512_cvtepi32_ps(_mm512_add_epi32(p0, p1));
+                sum[t] = _mm512_fmadd_ps(part, _mm512_mul_ps(ws, _mm512_set1_ps(a->xscales[at])), sum[t]);
+            }
+        }
+    }
+    for (int t = 0; t < tokens; t++) memcpy(y[t], sum + t, sizeof *sum);
+}
 
 /* c[r] = the 64 bytes at q + r * stride, or those eights of them that `here` has (255: all) */
 INLINE void load8(__m512i c[8], const uint8_t *q, int64_t stride, const __mmask8 here) {
@@ -36,41 +73,6 @@ INLINE void add_quarters(__m512i *rows0, __m512i *rows4, const __m512i p[8]) {
         b[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_epi64(a[2 * i], a[2 * i + 1]));
     *rows0 = b[0];
     *rows4 = b[1];
-}
-
-/* y[t] += count blocks from b on. sums[i]: two blocks' sums of eight rows */
-INLINE void add_int4(vf y[FEW], const struct me_int_linear *a, const uint8_t *q, int64_t stride, int64_t n, const int tokens,
-                     int64_t b, const int count, const float *ws, int shift) {
-    const __m512i low = _mm512_set1_epi8(15);
-    const int64_t blocks = a->in / BLOCK;
-    __m512i c0[8], c1[8], p[8], rows0, rows4, sums[2];
-    load8(c1, q + b * 16, stride, (__mmask8)((1 << 2 * count) - 1));
-#pragma GCC unroll 8
-    for (int r = 0; r < 8; r++) {
-        c0[r] = _mm512_and_si512(c1[r], low);
-        c1[r] = _mm512_and_si512(_mm512_srli_epi16(c1[r], 4), low);
-    }
-#pragma GCC unroll 4
-    for (int t = 0; t < tokens; t++) {
-        const int64_t at = (n + t) * blocks + b;
-        const int8_t *x = a->xq + at * 32;
-        __m512i first = _mm512_maskz_loadu_epi64((__mmask8)(count > 1 ? 255 : 15), x);
-        __m512i second = count > 2 ? _mm512_maskz_loadu_epi64((__mmask8)(count > 3 ? 255 : 15), x + 64) : _mm512_setzero_si512();
-        __m512i x0 = _mm512_shuffle_i64x2(first, second, 0x88);  /* columns 0..15 of the four blocks */
-        __m512i x1 = _mm512_shuffle_i64x2(first, second, 0xdd);
-#pragma GCC unroll 8
-        for (int r = 0; r < 8; r++)
-            p[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), c0[r], x0), c1[r], x1);
-        add_quarters(&rows0, &rows4, p);
-        sums[0] = _mm512_permutex2var_epi64(rows0, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), rows4);
-        sums[1] = _mm512_permutex2var_epi64(rows0, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), rows4);
-#pragma GCC unroll 4
-        for (int i = 0; i < count; i++) {
-            vi part = (vi)(i & 1 ? _mm512_extracti64x4_epi64(sums[i / 2], 1) : _mm512_castsi512_si256(sums[i / 2]));
-            vf scale = v_load(ws + (i >> shift) * LANES) * v_set(a->xscales[at + i]);
-            y[t] = v_fma(__builtin_convertvector(part - v_seti(a->xsums[at + i]), vf), scale, y[t]);
-        }
-    }
 }
 
 INLINE void add_int8(vf y[FEW], const struct me_int_linear *a, const uint8_t *q, int64_t stride, int64_t n, const int tokens,
@@ -101,35 +103,27 @@ INLINE void add_int8(vf y[FEW], const struct me_int_linear *a, const uint8_t *q,
     }
 }
 
-/* y[n + t][o .. o + rows) for t < tokens: `tokens` a constant; bytes: of a block of the weight, 16 or 32. Eight rows at once, or
- * one in eight places: there are never more than seven of those in a weight. */
-INLINE void few_tokens(const struct me_int_linear *a, const int bytes, int64_t n, const int tokens, int64_t o, int64_t rows) {
-    const int64_t blocks = a->in / BLOCK, groups = a->in / a->group;
-    const int shift = group_shift(a->group);
-    const int step = bytes == 16 ? 4 : 2;
-    const int64_t end_row = o + rows, take = rows == LANES ? LANES : 1, stride = take == LANES ? blocks * bytes : 0;
+/* y[n + t][o .. o + rows) of an int8 weight for t < tokens: `tokens` a constant. Eight rows at once, or one in eight places: there
+ * are never more than seven of those in a weight. */
+INLINE void few_tokens(const struct me_int_linear *a, int64_t n, const int tokens, int64_t o, int64_t rows) {
+    const int64_t blocks = a->in / BLOCK;
+    const int64_t end_row = o + rows, take = rows == LANES ? LANES : 1, stride = take == LANES ? a->in : 0;
     for (; o < end_row; o += take) {
-        const uint8_t *q = a->q + o * blocks * bytes;
+        const uint8_t *q = a->q + o * a->in;
         const uint16_t *s[LANES];
         vf y[FEW], ws[LANES];
-        for (int r = 0; r < LANES; r++) s[r] = a->s + (o + (take == LANES ? r : 0)) * groups;
+        for (int r = 0; r < LANES; r++) s[r] = a->s + (o + (take == LANES ? r : 0)) * blocks;
         for (int t = 0; t < tokens; t++) y[t] = v_set(0);
-        for (int64_t g0 = 0; g0 < groups; g0 += LANES) {
+        for (int64_t b0 = 0; b0 < blocks; b0 += LANES) {
             const float *w = (const float *)ws;
-            fetch(s[0], (groups + g0) * LANES * (int64_t)sizeof **s + SCALES_AHEAD, LANES * LANES * (int64_t)sizeof **s);
-            eight_scales(ws, s, g0, at_most(LANES, groups - g0));
-            int64_t b = g0 << shift, end = at_most((g0 + LANES) << shift, blocks);
-            for (; b + step <= end; b += step, w += step * LANES >> shift) {
-                fetch(q, (blocks * LANES + b * LANES) * bytes + CODES_AHEAD, step * LANES * bytes);
-                if (bytes == 16) add_int4(y, a, q, stride, n, tokens, b, 4, w, shift);
-                else add_int8(y, a, q, stride, n, tokens, b, 2, w);
+            const int64_t end = at_most(b0 + LANES, blocks);
+            fetch(s[0], (blocks + b0) * LANES * (int64_t)sizeof **s + SCALES_AHEAD, LANES * LANES * (int64_t)sizeof **s);
+            eight_scales(ws, s, b0, end - b0);
+            for (int64_t b = b0; b < end; b += 2, w += 2 * LANES) {
+                fetch(q, (blocks + b) * LANES * BLOCK + CODES_AHEAD, 2 * LANES * BLOCK);
+                if (b + 2 <= end) add_int8(y, a, q, stride, n, tokens, b, 2, w);
+                else add_int8(y, a, q, stride, n, tokens, b, 1, w);
             }
-            if (b == end) continue;
-            fetch(q, (blocks * LANES + b * LANES) * bytes + CODES_AHEAD, (end - b) * LANES * bytes);
-            if (bytes == 32) add_int8(y, a, q, stride, n, tokens, b, 1, w);
-            else if (end - b == 1) add_int4(y, a, q, stride, n, tokens, b, 1, w, shift);
-            else if (end - b == 2) add_int4(y, a, q, stride, n, tokens, b, 2, w, shift);
-            else add_int4(y, a, q, stride, n, tokens, b, 3, w, shift);
         }
         for (int t = 0; t < tokens; t++) v_store_part(a->y + (n + t) * a->out + o, y[t], take);
     }

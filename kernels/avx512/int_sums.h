@@ -21,74 +21,60 @@
 #include "../vec.h"
 
 #define ME_OWN_FEW
-#define ME_TILES
-#define TILE_ROWS 8
-
-INLINE int64_t tile_code_bytes(const int bytes) { (void)bytes; return 32; }
-
-/* Codes as unsigned bytes: int4 as they are, int8 with 128 added. */
-INLINE void unpack_row(uint8_t *codes, const int bytes, const uint8_t *q, int64_t blocks) {
-    for (int64_t b = 0; b < blocks; b++) {
-        __m256i v;
-        if (bytes == 16) {
-            __m128i low = _mm_loadu_si128((const __m128i *)(q + b * 16));
-            v = _mm256_inserti128_si256(_mm256_castsi128_si256(low), _mm_srli_epi16(low, 4), 1);
-            v = _mm256_and_si256(v, _mm256_set1_epi8(15));
-        } else {
-            v = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(q + b * 32)), _mm256_set1_epi8((char)128));
-        }
-        _mm256_store_si256((__m256i *)(codes + b * 32), v);
-    }
-}
+#define ME_OWN_TILES
+#define ME_MANY
+#define MANY_ROWS 8
+#define MANY_DIGITS 1
+#define MANY_FLIP 128
 
 /* Four codes as one number. */
 INLINE int32_t four(const uint8_t *p) { int32_t v; memcpy(&v, p, 4); return v; }
 
 /* y[r][g], lane l: the product of weight row r with row l of group g of x, all blocks; two groups lie as struct me_x16. */
-INLINE void tile_sums(vf y[TILE_ROWS][2], const int bytes, const uint8_t *codes, const float *ws, const struct me_x8 *x,
+INLINE void many_sums(vf y[MANY_ROWS][2], const int bytes, const uint8_t *codes, const float *ws, const struct me_x8 *x,
                       const int groups, int64_t blocks) {
     (void)bytes;
     if (groups == 1) {
-        for (int r = 0; r < TILE_ROWS; r++) y[r][0] = v_set(0);
+        for (int r = 0; r < MANY_ROWS; r++) y[r][0] = v_set(0);
         for (int64_t b = 0; b < blocks; b++) {
-            __m256i sum[TILE_ROWS];
+            __m256i sum[MANY_ROWS];
 #pragma GCC unroll 8
-            for (int r = 0; r < TILE_ROWS; r++)
+            for (int r = 0; r < MANY_ROWS; r++)
                 sum[r] = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_load_si256((const __m256i *)x[b].sum));
 #pragma GCC unroll 8
             for (int k = 0; k < 8; k++) {
                 __m256i xs = _mm256_load_si256((const __m256i *)x[b].code[k]);
 #pragma GCC unroll 8
-                for (int r = 0; r < TILE_ROWS; r++)
-                    sum[r] = _mm256_dpbusd_epi32(sum[r], _mm256_set1_epi32(four(codes + (r * blocks + b) * 32 + 4 * k)), xs);
+                for (int r = 0; r < MANY_ROWS; r++)
+                    sum[r] = _mm256_dpbusd_epi32(sum[r], _mm256_set1_epi32(four(codes + ((b * 8 + k) * MANY_ROWS + r) * 4)), xs);
             }
 #pragma GCC unroll 8
-            for (int r = 0; r < TILE_ROWS; r++)
-                y[r][0] = v_fma(__builtin_convertvector((vi)sum[r], vf), v_set(ws[b * TILE_ROWS + r]) * v_load(x[b].scale),
+            for (int r = 0; r < MANY_ROWS; r++)
+                y[r][0] = v_fma(__builtin_convertvector((vi)sum[r], vf), v_set(ws[b * MANY_ROWS + r]) * v_load(x[b].scale),
                                 y[r][0]);
         }
         return;
     }
     const struct me_x16 *x16 = (const struct me_x16 *)x;
-    __m512 s[TILE_ROWS];
+    __m512 s[MANY_ROWS];
 #pragma GCC unroll 8
-    for (int r = 0; r < TILE_ROWS; r++) s[r] = _mm512_setzero_ps();
+    for (int r = 0; r < MANY_ROWS; r++) s[r] = _mm512_setzero_ps();
     for (int64_t b = 0; b < blocks; b++) {
-        __m512i sum[TILE_ROWS], start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_load_si512(x16[b].sum));
+        __m512i sum[MANY_ROWS], start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_load_si512(x16[b].sum));
         __m512 scale = _mm512_load_ps(x16[b].scale);
 #pragma GCC unroll 8
-        for (int r = 0; r < TILE_ROWS; r++) sum[r] = start;
+        for (int r = 0; r < MANY_ROWS; r++) sum[r] = start;
 #pragma GCC unroll 8
         for (int k = 0; k < 8; k++) {
             __m512i xs = _mm512_load_si512(x16[b].code[k]);
 #pragma GCC unroll 8
-            for (int r = 0; r < TILE_ROWS; r++)
-                sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_set1_epi32(four(codes + (r * blocks + b) * 32 + 4 * k)), xs);
+            for (int r = 0; r < MANY_ROWS; r++)
+                sum[r] = _mm512_dpbusd_epi32(sum[r], _mm512_set1_epi32(four(codes + ((b * 8 + k) * MANY_ROWS + r) * 4)), xs);
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < TILE_ROWS; r++)
-            s[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_mul_ps(_mm512_set1_ps(ws[b * TILE_ROWS + r]), scale), s[r]);
+        for (int r = 0; r < MANY_ROWS; r++)
+            s[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_mul_ps(_mm512_set1_ps(ws[b * MANY_ROWS + r]), scale), s[r]);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < TILE_ROWS; r++) memcpy(y[r], &s[r], sizeof s[r]);
+    for (int r = 0; r < MANY_ROWS; r++) memcpy(y[r], &s[r], sizeof s[r]);
 }

@@ -10,28 +10,26 @@
 #define ME_PRODUCT ME_KERNEL
 #endif
 
-/* items are rows of the weight */
+/* items are rows of the weight; int4: a task begins at a multiple of 16 */
 ME_PRODUCT(int4_int8_linear) { int_product(args, 16, begin, end); }
 
 ME_PRODUCT(q8_int8_linear) { int_product(args, 32, begin, end); }
 
-/* partials[n][o][b] = sum over block b of xq * (code - 8) */
+/* partials[n][o][b] = sum over block b of xq * (code - 8); the weight is stored by rows */
 ME_PRODUCT(int4_int8_partials) {
     const struct me_int_linear *a = args;
-    int64_t blocks = a->in / BLOCK;
-    for (int64_t n = 0; n < a->N; n++)
-        for (int64_t o = begin; o < end; o += LANES) {
-            int64_t rows = at_most(LANES, end - o);
-            const uint8_t *q[LANES];
-            const int8_t *x[1] = {a->xq + n * a->in};
-            for (int r = 0; r < LANES; r++) q[r] = a->q + (o + at_most(r, rows - 1)) * blocks * 16;
-            for (int64_t b = 0; b < blocks; b += 2) {
+    const int64_t blocks = a->in / BLOCK;
+    for (int64_t o = begin; o < end; o += TILE)
+        for (int64_t b = 0; b < blocks; b++) {
+            uint8_t codes[TILE_BLOCK];
+            const int64_t rows = at_most(TILE, end - o);
+            tile_codes(codes, a->q + (o * blocks + b) * 16, blocks * 16, rows, 1);
+            for (int64_t n = 0; n < a->N; n++) {
+                const int8_t *x[1] = {a->xq + n * a->in + b * BLOCK};
                 vi sums[1][2];
-                int two = b + 1 < blocks;
-                row_pair_sums(sums, 16, q, b, two, x, 1);
-                for (int i = 0; i <= two; i++)
-                    for (int64_t r = 0; r < rows; r++)
-                        a->partials[(n * a->out + o + r) * blocks + b + i] = sums[0][i][r] - a->xsums[n * blocks + b + i];
+                tile_sums(sums, codes, x, 1);
+                for (int64_t r = 0; r < rows; r++)
+                    a->partials[(n * a->out + o + r) * blocks + b] = sums[0][r / LANES][r % LANES] - a->xsums[n * blocks + b];
             }
         }
 }

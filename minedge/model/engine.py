@@ -244,7 +244,9 @@ class Engine:
                 c.scratch, c.size = self._ffi.cast("float *", self._ffi.from_buffer(self._parts)), PARTS
             for side, name in zip(("x", "y"), step.inputs, strict=False):
                 setattr(c, side, self._named(name, step.layer))
-            for side, name in zip(("w", "w2", "w3"), step.params, strict=False):
+            if step.op == "int4":
+                c.w, c.w2 = self._tiles(step.params)
+            for side, name in zip(("w", "w2", "w3"), () if step.op == "int4" else step.params, strict=False):
                 if name not in params:
                     array = self._arrays[name]
                     if not (array.flags.c_contiguous and array.flags.aligned):
@@ -254,6 +256,11 @@ class Engine:
             if step.out != "logits":
                 c.out = self._named(step.out, step.layer)
         return steps
+
+    def _tiles(self, params: Sequence[str]) -> tuple[Any, Any]:
+        """Codes and scales of an int4 matrix in the order in which the kernels read them."""
+        codes, scales = c_ops.load()["int4_tile"](*(self._arrays[name] for name in params))
+        return self._pointer(codes), self._pointer(scales)
 
     def _named(self, name: str, layer: int) -> Any:
         return self.caches[layer].pointer if name == "cache" else self._pointers[name]

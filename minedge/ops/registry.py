@@ -42,5 +42,7 @@ OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name i
 # packed pruned weights are for memory and the c tier's speed.
 OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "numpy"} for name in ("q8_quantize", "half_round")})
 OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "native"} for name in ("q8_dequantize", *_HALF, *_SPARSE)})
+# The same numbers in another order, for the c tier's kernels.
+OPS.update({name: {"numpy": "native", "numba": "numpy", "c": "native"} for name in ("int4_tile", "int4_tile_linear")})
 # An int8 cache is the engine's; elsewhere its specification is enough.
 OPS["cached_attention_int8"] = {"numpy": "native", "numba": "numpy", "c": "native"}

@@ -30,10 +30,18 @@ def _rows(n: int) -> int:
     return max(1, int(n**0.5) // 2)
 
 
-def _packed(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    rows, blocks = n % 5 + 1, n // 3 + 1
+def _packed(rng: np.random.Generator, n: int, rows: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rows, blocks = rows or n % 5 + 1, n // 3 + 1
     qweight = rng.integers(0, 256, (rows, blocks * 16), dtype=np.uint8)
     return qweight, rng.standard_normal((rows, blocks)).astype(np.float16)
+
+
+def _tiles(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """A weight of n % 37 + 1 rows in tiles; groups of 32 or 64 columns; the rows beyond its last hold anything."""
+    rows, blocks = n % 37 + 1, n // 3 + 1
+    tiles, groups = -(-rows // 16), blocks // 2 if blocks % 2 == 0 else blocks
+    codes = rng.integers(0, 256, (tiles, blocks, 4, 16, 4), dtype=np.uint8)
+    return codes, rng.standard_normal((tiles, groups, 16)).astype(np.float16), rows
 
 
 def _nf4(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +129,8 @@ CASES: dict[str, Case] = {
     "int4_linear_backward": lambda r, n: (_f(r, 2, n % 5 + 1), (*_packed(r, n), 32)),
     "int8_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)),),
     "int4_int8_linear": lambda r, n: (_f(r, n % 19 + 1, 32 * (n // 3 + 1)), *_packed(r, n), 32),
+    "int4_tile": lambda r, n: _packed(r, n, n % 37 + 1),
+    "int4_tile_linear": lambda r, n: (_f(r, n % 19 + 1, 32 * (n // 3 + 1)), *_tiles(r, n)),
     "int4_int8_partials": lambda r, n: (
         r.integers(-128, 128, (n % 7 + 1, 32 * (n // 3 + 1)), dtype=np.int8),
         _packed(r, n)[0],

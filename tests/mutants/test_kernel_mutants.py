@@ -43,27 +43,43 @@ class Mutant(NamedTuple):
 
 
 SPARSE = "scalar/sparse.c"
-FEW, SUMS = "avx512/int_few.h", "avx512/int_sums.h"
+FEW, SUMS, ROWS = "avx512/int_few.h", "avx512/int_sums.h", "avx2/int_sums.h"
+TILES, MANY = "int4_tiles.h", "int_product.h"
 MUTANTS = [
-    Mutant("high nibbles a bit too far", "avx512", "int4_int8_linear", FEW, "epi16(c1[r], 4)", "epi16(c1[r], 3)"),
+    Mutant("high nibbles a bit too far", "avx512", "int4_int8_linear", FEW, "epi16(v, 4)", "epi16(v, 3)"),
+    Mutant("columns 16 to 31 times columns 0 to 15", "avx512", "int4_int8_linear", FEW, "x + 16 + 4 * p", "x + 4 * p"),
+    Mutant("8 not taken off", "avx512", "int4_int8_linear", FEW, "set1_epi32(-a->xsums[at])", "setzero_si512()"),
+    Mutant("every block a group", "avx512", "int4_int8_linear", FEW, "stop = b + group", "stop = b + 1"),
+    Mutant("another token's scale", "avx512", "int4_int8_linear", FEW, "ps(a->xscales[at])", "ps(a->xscales[b])"),
+    Mutant("sixteen sums, the last eight twice", "avx2", "int4_int8_linear", ROWS, "64 * p + 32 * h", "64 * p + 32"),
     Mutant(
-        "sums of two blocks changed places",
+        "a tile's rows changed places",
+        "avx2",
+        "int4_int8_linear",
+        TILES,
+        "w[i + 2][0], w[i][1]",
+        "w[i][1], w[i + 2][0]",
+    ),
+    Mutant(
+        "words of a piece changed places", "avx2", "int4_int8_linear", TILES, "p * 64 + r * 4", "(3 - p) * 64 + r * 4"
+    ),
+    Mutant("the last row left out", "avx2", "int4_int8_linear", TILES, "r + i < rows", "r + i + 1 < rows"),
+    Mutant("scales of a tile from its first row", "avx2", "int4_int8_linear", TILES, "s[r * row + g]", "s[g]"),
+    Mutant("the second part's scales are the first's", "avx2", "int4_int8_linear", TILES, " + (b >> shift), g", ", g"),
+    Mutant("the last row not stored", "avx2", "int4_int8_linear", TILES, "rows - LANES);", "rows - LANES - 1);"),
+    Mutant(
+        "tokens' sums changed places", "avx2", "int4_int8_linear", TILES, "vi part = sums[t][h]", "vi part = sums[0][h]"
+    ),
+    Mutant("tiles read as rows", "avx2", "int4_int8_linear", TILES, "if (a->tiled) {", "if (0) {"),
+    Mutant(
+        "many rows of x: nibbles changed places",
         "avx512",
         "int4_int8_linear",
-        FEW,
-        "(0, 1, 8, 9, 2, 3, 10, 11)",
-        "(2, 3, 10, 11, 0, 1, 8, 9)",
+        MANY,
+        "(4 + p) * sizeof",
+        "(7 - p) * sizeof",
     ),
-    Mutant("every block a group", "avx512", "int4_int8_linear", FEW, "(i >> shift) * LANES", "i * LANES"),
-    Mutant(
-        "the mask of the last blocks ends early",
-        "avx512",
-        "int4_int8_linear",
-        FEW,
-        "(__mmask8)((1 << 2 * count) - 1)",
-        "(__mmask8)((1 << (2 * count - 1)) - 1)",
-    ),
-    Mutant("three blocks left, two taken", "avx512", "int4_int8_linear", FEW, "tokens, b, 3, w", "tokens, b, 2, w"),
+    Mutant("many rows of x: another row's scales", "avx2", "int4_int8_linear", MANY, "eight + r0 % LANES", "eight"),
     Mutant(
         "128 not taken off",
         "avx512",
@@ -93,8 +109,8 @@ MUTANTS = [
         "avx512",
         "int4_int8_linear",
         SUMS,
-        "set1_ps(ws[b * TILE_ROWS + r])",
-        "set1_ps(ws[b * TILE_ROWS])",
+        "set1_ps(ws[b * MANY_ROWS + r])",
+        "set1_ps(ws[b * MANY_ROWS])",
     ),
     Mutant("columns of a block turned round", "avx512", "q8_int8_linear", SUMS, "x16[b].code[k]", "x16[b].code[7 - k]"),
     Mutant(
@@ -103,8 +119,8 @@ MUTANTS = [
         "int4_int8_linear",
         SUMS,
         "s[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), "
-        "_mm512_mul_ps(_mm512_set1_ps(ws[b * TILE_ROWS + r]), scale), s[r]);",
-        "s[r] += _mm512_cvtepi32_ps(sum[r]) * (_mm512_set1_ps(ws[b * TILE_ROWS + r]) * scale);",
+        "_mm512_mul_ps(_mm512_set1_ps(ws[b * MANY_ROWS + r]), scale), s[r]);",
+        "s[r] += _mm512_cvtepi32_ps(sum[r]) * (_mm512_set1_ps(ws[b * MANY_ROWS + r]) * scale);",
     ),
     Mutant(
         "sixteen rows of x, eight of them twice",
@@ -167,7 +183,11 @@ MUTANTS = [
     ),
     Mutant("the sign of a tie", "avx2", "int4_quantize", "scalar/int4.c", "above != below && ", ""),
     Mutant("codes of the second half in the first's place", "avx2", "int4_quantize", "scalar/int4.c", "0xd8", "0xe4"),
-    Mutant("missing rows stored", "avx2", "int4_int8_linear", "int_product.h", "y[t], rows);", "y[0], rows);"),
+    Mutant("four rows of x, the first one stored", "avx2", "q8_int8_linear", MANY, "y[t], rows);", "y[0], rows);"),
+    Mutant("digits of int8 changed places", "avx2", "q8_int8_linear", MANY, "to + d * MANY", "to + (1 - d) * MANY"),
+    Mutant(
+        "a row's second half first", "avx512", "q8_int8_linear", MANY, "b % 2 * MANY_ROWS", "(1 - b % 2) * MANY_ROWS"
+    ),
     Mutant(
         "values stay where sixteen are kept",
         "avx2",
@@ -217,6 +237,7 @@ SHAPES = [
     (9, 11, 6),
     (16, 8, 5),
     (41, 21, 8),
+    (2, 37, 36),
 ]  # N, out, blocks
 
 
@@ -291,6 +312,16 @@ def integer_product(lib, ops: dict[str, Callable], kernel: str, x: np.ndarray, o
         if lib:
             getattr(lib, f"me_{kernel}")(0, *given)
         yield y.tobytes() if lib else ops[kernel](*want).tobytes()
+        if kernel == "int4_int8_linear":
+            codes, tile_scales = ops["int4_tile"](q, s)
+            if lib:
+                codes, tile_scales, y = np.zeros_like(codes), np.zeros_like(tile_scales), np.full_like(y, 7)
+                lib.me_int4_tile(*map(pointer, (codes, tile_scales, q, s)), *sizes(group, out, width))
+                given = *map(pointer, (y, sums, xq, xscales, codes, tile_scales)), *sizes(group, N, out, width)
+                lib.me_int4_tile_linear(0, *given)
+            else:
+                y = ops["int4_tile_linear"](x, codes, tile_scales, out)
+            yield codes.tobytes() + tile_scales.tobytes() + y.tobytes()
 
 
 def library(folder: Path, isa: str, kernel: str, change: Mutant | None) -> ctypes.CDLL:

@@ -14,7 +14,8 @@ __all__ = ["OPS"]
 Array = np.ndarray
 F32 = np.float32
 U8, I8, F16 = np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.float16)
-BLOCK = 32
+BLOCK, TILE = 32, 16
+LINE = 64  # bytes of a cache line
 
 
 def _packed(qweight: Array, scales: Array, group_size: int) -> tuple[Array, Array, int, int]:
@@ -98,6 +99,50 @@ def int4_int8_linear(isa: int, x: Array, qweight: Array, scales: Array, group_si
     return y
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """Uninitialized, from the start of a cache line: a vector of a tile then never lies across two."""
+    size = math.prod(shape) * dtype.itemsize
+    space = np.empty(size + LINE - 16, U8)  # what is asked of the system begins at a multiple of 16
+    start = -space.__array_interface__["data"][0] % LINE
+    start = start if start + size <= space.size else 0
+    return space[start : start + size].view(dtype).reshape(shape)
+
+
+def int4_tile(isa: int, qweight: Array, scales: Array) -> tuple[Array, Array]:
+    need(scales.ndim == 2 and scales.shape[1] > 0, f"scales: expected (out, in/group_size), got {scales.shape}")
+    qweight, scales, out, width = _packed(qweight, scales, 2 * qweight.shape[-1] // scales.shape[1])
+    tiles, groups = -(-out // TILE), scales.shape[1]
+    codes, tile_scales = _aligned((tiles, width // BLOCK, 4, TILE, 4), U8), _aligned((tiles, groups, TILE), F16)
+    lib.me_int4_tile(
+        unsigned_bytes(codes), halves(tile_scales), unsigned_bytes(qweight), halves(scales), width // groups, out, width
+    )
+    return codes, tile_scales
+
+
+def int4_tile_linear(isa: int, x: Array, codes: Array, tile_scales: Array, out_features: int) -> Array:
+    codes, tile_scales = dense(codes, U8, "codes"), dense(tile_scales, F16, "tile_scales")
+    tiles = -(-out_features // TILE)
+    if codes.ndim != 5 or codes.shape[0] != tiles or codes.shape[2:] != (4, TILE, 4):
+        raise ValueError(f"codes: expected ({tiles}, in/{BLOCK}, 4, {TILE}, 4), got {codes.shape}")
+    blocks = codes.shape[1]
+    if tile_scales.ndim != 3 or tile_scales.shape[0] != tiles or tile_scales.shape[2] != TILE:
+        raise ValueError(f"tile_scales: expected ({tiles}, in/group_size, {TILE}), got {tile_scales.shape}")
+    group_size = next((g for g in (32, 64, 128) if tile_scales.shape[1] * g == blocks * BLOCK), 0)
+    if not group_size:
+        raise ValueError(
+            f"codes, tile_scales: expected groups of 32, 64 or 128 columns, got {tile_scales.shape[1]} groups for "
+            f"{blocks * BLOCK} columns"
+        )
+    xq, xscales = int8_quantize(isa, x)
+    need(x.shape[-1] == blocks * BLOCK, f"x: expected (..., {blocks * BLOCK}), got {x.shape}")
+    y = np.empty((*x.shape[:-1], out_features), F32)
+    lib.me_int4_tile_linear(
+        isa, floats(y), words(_sums(xq)), signed_bytes(xq), floats(xscales), unsigned_bytes(codes), halves(tile_scales),
+        group_size, x.size // x.shape[-1], out_features, x.shape[-1],
+    )  # fmt: skip
+    return y
+
+
 def int4_int8_partials(isa: int, xq: Array, qweight: Array) -> Array:
     xq, qweight = dense(xq, I8, "xq"), dense(qweight, U8, "qweight")
     if (
@@ -122,6 +167,6 @@ OPS = {
     f.__name__: f
     for f in (
         int4_quantize, int4_dequantize, int4_linear_forward, int4_linear_backward, int8_quantize, int4_int8_linear,
-        int4_int8_partials,
+        int4_int8_partials, int4_tile, int4_tile_linear,
     )
 }  # fmt: skip

@@ -12,6 +12,7 @@ from minedge.ops.numpy_ops.int4 import (
     int4_quantize,
     int8_quantize,
 )
+from minedge.ops.numpy_ops.int4_tiles import int4_tile, int4_tile_linear
 from minedge.ops.numpy_ops.layers import (
     bias_backward,
     bias_forward,
@@ -71,6 +72,8 @@ __all__ = [
     "int4_linear_backward",
     "int4_linear_forward",
     "int4_quantize",
+    "int4_tile",
+    "int4_tile_linear",
     "int8_quantize",
     "layer_norm_backward",
     "layer_norm_forward",

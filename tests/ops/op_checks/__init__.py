@@ -13,7 +13,13 @@ from op_checks.attention import check_attention, check_attention_view
 from op_checks.bounds import RATIOS
 from op_checks.cached_attention import check_cached_attention, check_cached_attention_int8
 from op_checks.half import check_half, check_half_linear
-from op_checks.int4 import check_int4_linear, check_int4_quantize, check_int8_linear, check_partials
+from op_checks.int4 import (
+    check_int4_linear,
+    check_int4_quantize,
+    check_int4_tile,
+    check_int8_linear,
+    check_partials,
+)
 from op_checks.layers import (
     check_bias,
     check_embedding,
@@ -211,6 +217,12 @@ CHECKS: dict[str, Check] = {
         dict(N=_FEW, groups=_SMALL, M=st.sampled_from([1, 2, 7, 8, 9]), group_size=_GROUP),
         ("int8_quantize", "int4_int8_linear"),
         dict(N=3, groups=2, M=9, group_size=64),
+    ),
+    "int4_tile": Check(
+        check_int4_tile,
+        dict(N=st.integers(1, 70), groups=st.integers(1, 5), M=st.integers(1, 50), group_size=_GROUP),
+        ("int4_tile", "int4_tile_linear"),
+        dict(N=9, groups=3, M=21, group_size=64),
     ),
     "nf4_quantize": Check(
         check_nf4_quantize,

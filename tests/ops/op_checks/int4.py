@@ -7,7 +7,10 @@ import numpy as np
 from op_checks.bounds import U, exact, gamma, within
 from op_checks.layers import numbers, wide
 
-__all__ = ["check_int4_linear", "check_int4_quantize", "check_int8_linear", "check_partials", "special_groups"]
+__all__ = [
+    "check_int4_linear", "check_int4_quantize", "check_int4_tile", "check_int8_linear", "check_partials",
+    "special_groups",
+]  # fmt: skip
 
 F = np.float32
 
@@ -143,3 +146,39 @@ def check_partials(ops, seed, N, blocks, M):
     codes = scalar_dequantize(packed, np.ones((M, blocks), np.float16), 32).astype(np.int64)
     want = np.einsum("nbi,mbi->nmb", xq.astype(np.int64).reshape(N, blocks, 32), codes.reshape(M, blocks, 32))
     exact("int4_int8_partials", ops.int4_int8_partials(xq, packed), want.astype(np.int32))
+
+
+def check_int4_tile(ops, seed, N, groups, M, group_size):
+    """Tiles byte by byte from their definition; their product against float64, as check_int8_linear's, and where the
+    tier has both products itself, against the other one's bits. Infinities, NaN, codes of -8 and scales of 0 included.
+    """
+    rng, blocks = np.random.default_rng(seed), groups * group_size // 32
+    packed = rng.integers(0, 256, (M, 16 * blocks)).astype(np.uint8)
+    scales = rng.standard_normal((M, groups)).astype(np.float16)
+    packed[rng.random(packed.shape) < 0.1] = 0
+    scales[rng.random(scales.shape) < 0.1] = 0
+    codes, tile_scales = ops.int4_tile(packed, scales)
+    tiles = (M + 15) // 16
+    want, want_scales = np.zeros((tiles, blocks, 4, 16, 4), np.uint8), np.zeros((tiles, groups, 16), np.float16)
+    for row in range(M):
+        for column in range(16 * blocks):
+            block, byte = divmod(column, 16)
+            want[row // 16, block, byte // 4, row % 16, byte % 4] = packed[row, column]
+        want_scales[row // 16, :, row % 16] = scales[row]
+    exact("int4_tile codes", codes, want)
+    exact("int4_tile scales", tile_scales, want_scales)
+    (x,) = numbers(seed + 1, (N, 32 * blocks))
+    out = ops.int4_tile_linear(x, codes, tile_scales, M)
+    xq, d = scalar_int8(x)
+    unit = scalar_dequantize(packed, np.ones_like(scales), group_size).reshape(M, -1, 32)
+    partial = np.einsum("nbi,mbi->nmb", xq.reshape(N, -1, 32).astype(float), unit)
+    terms = partial * np.repeat(scales.astype(np.float64), group_size // 32, axis=1)[None] * d[:, None, :]
+    within("int4_tile_linear", out, terms.sum(axis=2), (blocks + 3) * U * np.abs(terms).sum(axis=2))
+    if ops.origin["int4_tile_linear"] == "native":
+        x = np.where(rng.random(x.shape) < 0.02, rng.choice(F([np.nan, np.inf, -np.inf, 1e-41, 3e38]), x.shape), x)
+        with np.errstate(all="ignore"):
+            got, rows = (
+                ops.int4_tile_linear(x, codes, tile_scales, M),
+                ops.int4_int8_linear(x, packed, scales, group_size),
+            )
+        exact("int4_tile_linear", got.view(np.uint32), rows.view(np.uint32))
