@@ -37,20 +37,20 @@ static void read_b(float *packed, float *unpacked, const struct me_gemm *g, int6
 
 /* b's rows k0.. and columns n0.. as panels of 16 columns: packed[panel][k][16] */
 static void pack_b(float *packed, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t n0, int64_t n1) {
-    for (int64_t n = n0; n < n1; n += TILE_COLUMNS, packed += depth * TILE_COLUMNS) {
-        int64_t count = smaller(TILE_COLUMNS, n1 - n);
-        if (g->b_k == 1) {
-            pack_panel(packed, g->b + n * g->b_n + k0, g->b_n, count, depth);
-            continue;
-        }
-        for (int64_t k = 0; k < depth; k++) {
-            const float *row = g->b + (k0 + k) * g->b_k + n;
-            float *to = packed + k * TILE_COLUMNS;
-            if (count == TILE_COLUMNS) {
-                v_store(to, v_load(row));
-                v_store(to + LANES, v_load(row + LANES));
+    if (g->b_k == 1) {
+        for (int64_t n = n0; n < n1; n += TILE_COLUMNS, packed += depth * TILE_COLUMNS)
+            pack_panel(packed, g->b + n * g->b_n + k0, g->b_n, smaller(TILE_COLUMNS, n1 - n), depth);
+        return;
+    }
+    for (int64_t k = 0; k < depth; k++) {  /* a row of b is read to its end before the next */
+        const float *row = g->b + (k0 + k) * g->b_k;
+        float *to = packed + k * TILE_COLUMNS;
+        for (int64_t n = n0; n < n1; n += TILE_COLUMNS, to += depth * TILE_COLUMNS) {
+            if (n + TILE_COLUMNS <= n1) {
+                v_store(to, v_load(row + n));
+                v_store(to + LANES, v_load(row + n + LANES));
             } else {
-                for (int64_t j = 0; j < TILE_COLUMNS; j++) to[j] = j < count ? row[j] : 0;
+                for (int64_t j = 0; j < TILE_COLUMNS; j++) to[j] = n + j < n1 ? row[n + j] : 0;
             }
         }
     }
@@ -61,16 +61,20 @@ static void copy_a(float *packed, const struct me_gemm *g, int64_t k0, int64_t d
     for (int64_t m = m0; m < m1; m++, packed += depth) memcpy(packed, g->a + m * g->a_row + k0, (size_t)depth * sizeof(float));
 }
 
-/* Transposed a: rows m0.. as groups of six, packed[group][k][6]; missing rows are zeros. */
+/* Transposed a: rows m0.. as groups of six, packed[group][k][6]; missing rows are zeros. A row of the array is read to its
+ * end before the next: the rows may be a page apart. */
 static void pack_a(float *packed, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t m0, int64_t m1) {
-    for (int64_t m = m0; m < m1; m += TILE_ROWS, packed += depth * TILE_ROWS)
-        for (int64_t k = 0; k < depth; k++) {
-            const float *column = g->a + (k0 + k) * g->a_k + m;
-            if (m + TILE_ROWS <= m1)
-                for (int r = 0; r < TILE_ROWS; r++) packed[k * TILE_ROWS + r] = column[r];
-            else
-                for (int r = 0; r < TILE_ROWS; r++) packed[k * TILE_ROWS + r] = m + r < m1 ? column[r] : 0;
+    for (int64_t k = 0; k < depth; k++) {
+        const float *column = g->a + (k0 + k) * g->a_k;
+        float *to = packed + k * TILE_ROWS;
+        for (int64_t m = m0; m < m1; m += TILE_ROWS, to += depth * TILE_ROWS) {
+            if (m + LANES <= g->M && k + 1 < depth) {
+                v_store(to, v_load(column + m));  /* the last two are overwritten by the next k */
+                if (m + TILE_ROWS <= m1) continue;
+            }
+            for (int r = 0; r < TILE_ROWS; r++) to[r] = m + r < m1 ? column[m + r] : 0;
         }
+    }
 }
 
 /* tile() for any number of rows and columns up to 6 x 16 */
@@ -97,6 +101,16 @@ INLINE void any_tile(int64_t rows, int64_t columns, float *c, int64_t c_row, con
             for (int64_t j = 0; j < columns; j++) c[r * c_row + j] = part[r * TILE_COLUMNS + j];
 }
 
+/* A store waits for its cache line, and stores wait for one another: results beyond the second-level cache are asked for while
+ * the tile is computed. Products of a training step of 4 layers x 128 rose from 101 to 105 GFLOP/s, of 118 (Zen 4). */
+INLINE void ask_for(const float *line) {
+#if defined(ME_AVX2)
+    __asm__ volatile("prefetchw %0" : : "m"(*line));
+#else
+    __builtin_prefetch(line, 1, 3);
+#endif
+}
+
 /* One block of results, rows m0..m1-1, columns n0..n1-1. */
 static void block(const struct me_gemm *g, float *packed_b, float *packed_a, float *unpacked, int64_t m0, int64_t m1, int64_t n0,
                   int64_t n1) {
@@ -111,14 +125,18 @@ static void block(const struct me_gemm *g, float *packed_b, float *packed_a, flo
             if (g->a_row == 1) {
                 pack_a(packed_a, g, k0, depth, i0, i1);
                 a = packed_a, a_row = 1, a_k = TILE_ROWS, a_group = TILE_ROWS * depth;
-            } else if (n1 - n0 >= 4 * TILE_COLUMNS && i1 - i0 > TILE_ROWS) {
+            } else if (g->a_row > depth && n1 - n0 >= 4 * TILE_COLUMNS && i1 - i0 > TILE_ROWS) {
                 copy_a(packed_a, g, k0, depth, i0, i1);
                 a = packed_a, a_row = depth, a_group = TILE_ROWS * depth;
             }
             for (int64_t n = n0; n < n1; n += TILE_COLUMNS)
-                for (int64_t i = i0; i < i1; i += TILE_ROWS)
-                    any_tile(smaller(TILE_ROWS, i1 - i), smaller(TILE_COLUMNS, n1 - n), g->c + i * g->N + n, g->N,
-                             a + (i - i0) / TILE_ROWS * a_group, a_row, a_k, packed_b + (n - n0) * depth, depth, k0 > 0);
+                for (int64_t i = i0; i < i1; i += TILE_ROWS) {
+                    int64_t rows = smaller(TILE_ROWS, i1 - i), columns = smaller(TILE_COLUMNS, n1 - n);
+                    float *c = g->c + i * g->N + n;
+                    for (int64_t r = 0; r < rows; r++) ask_for(c + r * g->N + columns - 1);
+                    any_tile(rows, columns, c, g->N, a + (i - i0) / TILE_ROWS * a_group, a_row, a_k,
+                             packed_b + (n - n0) * depth, depth, k0 > 0);
+                }
         }
     }
 }

@@ -171,6 +171,14 @@ MUTANTS = [
         "x[(i > 0 && i == n - 1 ? i - 1 : 0) * x_row + k]",
     ),
     Mutant(
+        "the last of a group spills into the next",
+        "avx512",
+        "gemm",
+        "scalar/gemm.c",
+        "m + LANES <= g->M && k + 1 < depth",
+        "m + LANES <= g->M",
+    ),
+    Mutant(
         "activations without the weight's sign",
         "avx2",
         "q8_int8_linear",
@@ -262,6 +270,10 @@ def products(lib: ctypes.CDLL | None, isa: str, kernel: str) -> Iterator[bytes]:
             if lib:
                 lib.me_gemm(0, pointer(y), pointer(x), pointer(w), 0, 1, *sizes(N, out, 2 * width))
             yield y.tobytes() if lib else ops["linear_forward"](x, w)[0].tobytes()
+            dout, dw = rng.standard_normal((N, out), dtype=np.float32), np.zeros((out, 2 * width), np.float32)
+            if lib:  # the weight's gradient: both operands lie the other way
+                lib.me_gemm(0, pointer(dw), pointer(dout), pointer(x), 1, 0, *sizes(out, 2 * width, N))
+            yield dw.tobytes() if lib else ops["linear_backward"](dout, (x, w))[1].tobytes()
         elif kernel == "sparse_linear":
             for dtype in (np.float32, np.float16):
                 keep = rng.random((out, width)) < rng.choice([0.1, 0.5, 1.0])
