@@ -74,6 +74,11 @@ class Engine:
         self._parts = np.empty(PARTS, np.float32)
         self._steps = self._bind()
         self._batch = ffi.new("struct me_batch *")
+        self._ids = np.zeros(self._rows, np.int64)
+        self._picks = np.zeros(self._rows, np.int64)
+        self._groups = ffi.new("struct me_rows[]", batch)
+        self._batch.tokens, self._batch.picks = (self._pointer(a, "int64_t *") for a in (self._ids, self._picks))
+        self._batch.groups = self._groups
         self.seconds: Array | None = None  # per step, where `profile` asked for it
 
     @staticmethod
@@ -104,6 +109,10 @@ class Engine:
 
         Raises `UsageError` for ids out of range or more tokens than the cache holds; nothing is read then.
         """
+        if self.batch == 1 and last == 1 and len(tokens) == 1 and len(tokens[0]) == 1:
+            token, past = int(tokens[0][0]), self.lengths[0]
+            if 0 <= token < self.config.vocab_size and past < self.max_length:
+                return self._next(token, past)  # anything else is told below what is wrong with it
         lists = [np.asarray(row, dtype=np.int64).reshape(-1) for row in tokens]
         if len(lists) != self.batch:
             raise UsageError(f"tokens: expected {self.batch} sequences, got {len(lists)}")
@@ -123,38 +132,53 @@ class Engine:
             done += self._run(lists, pieces, last, out[done:])
         return out
 
+    def _next(self, token: int, past: int) -> Array:
+        """`step` of one token of the only sequence, checked. Between two tokens of a text the weights have pushed all
+        that Python last used out of the caches, so each line here counts ten times what it does in a loop of its own.
+        """
+        batch, out = self._batch, np.empty((1, self.config.vocab_size), np.float32)
+        self._ids[0], self._picks[0] = token, 0
+        self._groups[0] = (0, 1, past, 0)
+        batch.N = batch.n_groups = batch.n_picks = 1
+        self._write_to(out)
+        self._call(0, len(self.plan.steps))
+        self.lengths[0] = past + 1
+        return out
+
     def _run(
         self, lists: list[Array], pieces: list[tuple[int, int, int]], last: int, out: Array, which: slice | None = None
     ) -> int:
         """One call: for each piece (slot, start, stop) of `lists`. Returns how many rows of `out` it filled."""
-        ffi = self._ffi
-        tokens = np.concatenate([lists[slot][start:stop] for slot, start, stop in pieces])
-        groups, first = ffi.new("struct me_rows[]", len(pieces)), 0
+        batch, first = self._batch, 0
         picks: list[int] = []
-        for group, (slot, start, stop) in zip(groups, pieces, strict=True):
-            group.first, group.count, group.past, group.slot = first, stop - start, self.lengths[slot], slot
+        for i, (slot, start, stop) in enumerate(pieces):
+            self._groups[i] = (first, stop - start, self.lengths[slot], slot)
+            self._ids[first : first + stop - start] = lists[slot][start:stop]
             wanted = max(start, len(lists[slot]) - last)
             picks += range(first + wanted - start, first + stop - start)
             first += stop - start
-        wanted_rows = np.array(picks, np.int64)
-        batch = self._batch
-        batch.tokens, batch.groups, batch.picks = ffi.from_buffer("int64_t[]", tokens), groups, ffi.NULL
-        batch.N, batch.n_groups, batch.n_picks = len(tokens), len(pieces), len(picks)
-        batch.seconds = ffi.NULL if self.seconds is None else ffi.from_buffer("double[]", self.seconds)
+        self._picks[: len(picks)] = picks
+        batch.N, batch.n_groups, batch.n_picks = first, len(pieces), len(picks)
         first, end = 0, len(self.plan.steps)
         if picks:
-            batch.picks = ffi.from_buffer("int64_t[]", wanted_rows)
-            for i in self._logits:
-                self._steps[i].out = ffi.from_buffer("float[]", out)
+            self._write_to(out)
         else:
             end = self._pick  # nobody asks: the rest would make logits
         if which is not None:
             first, end = which.start, which.stop
-        if self._lib.me_engine_run(self._isa, self._steps + first, end - first, batch):
-            raise MemoryError("engine: no memory for a matrix product's packed operands")
+        self._call(first, end)
         for slot, start, stop in pieces:
             self.lengths[slot] += stop - start
         return len(picks)
+
+    def _write_to(self, logits: Array) -> None:
+        pointer = self._ffi.from_buffer("float[]", logits)
+        for i in self._logits:
+            self._steps[i].out = pointer
+
+    def _call(self, first: int, end: int) -> None:
+        if self._lib.me_engine_run(self._isa, self._steps + first, end - first, self._batch):
+            raise MemoryError("engine: no memory for a matrix product's packed operands")
 
     def trace(self, tokens: Array) -> list[tuple[Step, tuple[Array, ...]]]:
         """Read the next tokens (1, T) of the only sequence one step at a time: every step with a copy of what it wrote
@@ -190,6 +214,7 @@ class Engine:
             for step, seconds in zip(self.plan.steps, self.seconds, strict=True):
                 totals[step.op] = totals.get(step.op, 0.0) + float(seconds)
         self.seconds = np.zeros(len(self.plan.steps))
+        self._batch.seconds = self._ffi.from_buffer("double[]", self.seconds)
         return totals
 
     @property

@@ -125,9 +125,10 @@ def generate_ids(
     rng = np.random.default_rng(s.seed)
     logits, seen = session.read(prompt), np.empty(len(prompt) + room, np.int64)
     seen[: len(prompt)] = prompt
+    eos = frozenset(model.config.eos_ids)
     for n in range(len(prompt), len(seen)):
         token = next_token(logits[0], seen[:n], s, rng)
-        if token in model.config.eos_ids:
+        if token in eos:
             return
         yield token
         seen[n] = token

@@ -175,3 +175,22 @@ def test_bad_tokens_are_named_and_nothing_is_read(tokens, words):
     with pytest.raises(UsageError, match=words):
         engine.step(tokens)
     assert engine.lengths == [2]
+
+
+def test_one_token_too_many_is_named_too():
+    """A token alone takes a short way, which leaves to the long one what it cannot read."""
+    engine = Engine(make(), 1, 3)
+    engine.step([[1, 2]])
+    engine.step([[3]])
+    with pytest.raises(UsageError, match="sequence 0 holds 3 of 3, no room for 1"):
+        engine.step([[4]])
+    assert engine.lengths == [3]
+
+
+def test_logits_of_a_step_are_not_those_of_the_next():
+    engine, other = Engine(make(), 1, 10), Engine(make(), 1, 10)
+    first = engine.step([[1]])
+    kept = first.copy()
+    second = engine.step([[2]])
+    assert same(first, kept) and not same(first, second)
+    assert same(other.step([[1, 2]], last=2), np.concatenate([first, second]))

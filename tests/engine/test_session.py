@@ -169,3 +169,31 @@ def test_the_likeliest_token_is_the_same_with_and_without_the_chain():
         logits = np.round(rng.normal(0, 1, 20), 1).astype(np.float32)  # with ties
         long = next_token(logits, np.array([], np.int64), Sampling(repetition_penalty=1.5), rng)
         assert next_token(logits, np.array([3]), Sampling(), rng) == long
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_an_interrupt_between_two_tokens_loses_nothing(after, monkeypatch):
+    """Ctrl-C arrives before or after the engine's call, never inside: what was read stays, the text goes on from it."""
+    model = make(kind=KIND)
+    whole = list(generate_ids(model, TEXT, 12, Sampling()))
+    for late in (False, True):
+        session, made = Session(model), []
+        call, calls = session.reader._call, [0]
+
+        def interrupted(first: int, end: int, call=call, calls=calls, late=late) -> None:
+            calls[0] += 1
+            if late:
+                call(first, end)
+            if calls[0] == after + 1:
+                raise KeyboardInterrupt
+            if not late:
+                call(first, end)
+
+        monkeypatch.setattr(session.reader, "_call", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            for token in generate_ids(model, TEXT, 12, Sampling(), session=session):
+                made.append(token)
+        assert len(made) == after and made == whole[:after]
+        monkeypatch.undo()
+        rest = list(generate_ids(model, [*TEXT, *made], 12 - after, Sampling(), session=session))
+        assert made + rest == whole
