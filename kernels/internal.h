@@ -119,11 +119,11 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(gemm) X(attention_forward) X(attention_decode) X(attention_backward) \
     X(cached_attention) X(join_spans) X(cache_store) \
     X(int4_int8_linear) X(q8_int8_linear) X(int4_quantize) X(int4_dequantize) X(int4_gemm) X(int8_quantize) \
+    X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
     X(normal) X(perturb) X(sparse_linear) X(sparse_gemm)
 #define ME_OTHER_KERNELS(X) \
     X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \
-    X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
     X(cross_entropy_forward) X(cross_entropy_backward) X(adamw) X(sum_squares) \
     X(int4_int8_partials) X(q8_dequantize) \
     X(half_linear) X(half_widen) X(half_gemm) \

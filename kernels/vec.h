@@ -42,6 +42,15 @@ INLINE void v_store_part(float *p, vf v, int64_t n) {
     for (int64_t i = 0; i < n; i++) p[i] = t[i];
 }
 
+/* Loads and stores of columns c.. of a row of C: whole vectors inside, parts at the end. */
+INLINE vf row_load(const float *row, int64_t c, int64_t C) {
+    return c + LANES <= C ? v_load(row + c) : v_load_part(row + c, C - c, 0);
+}
+INLINE void row_store(float *row, int64_t c, int64_t C, vf v) {
+    if (c + LANES <= C) v_store(row + c, v);
+    else v_store_part(row + c, v, C - c);
+}
+
 /* mask ? a : b, lane by lane; mask lanes are all ones or all zeros, as comparisons make them. */
 INLINE vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
@@ -87,30 +96,44 @@ INLINE float v_largest(vf v) {
     return m;
 }
 
-/* e^x within 1.5 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor's series of e^r to r^7 (remainder under 6e-9), times 2^n in two
- * factors so that results down to the denormals and up to the overflow to infinity come out right. NaN stays NaN. */
-INLINE vf v_exp(vf x) {
+/* e^x of n vectors within 1.5 ulp: x = k ln 2 + r, |r| <= ln 2 / 2, Taylor's series of e^r to r^7 (remainder under 6e-9), times
+ * 2^k in two factors so that results down to the denormals and up to the overflow to infinity come out right. NaN stays NaN.
+ * One vector is a chain of 16 operations of which each waits for the last: several side by side keep the processor busy. */
+#define V_EACH _Pragma("GCC unroll 8") for (int i = 0; i < n; i++)
+INLINE void v_exps(const int n, vf *x) {
     const vf magic = v_set(12582912.0f);  /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
-    x = v_min(v_set(89.0f), v_max(v_set(-104.0f), x));
-    vf t = v_fma(x, v_set(1.44269504f), magic);
-    vf n = t - magic;
-    vf r = v_fma(n, v_set(-0.693359375f), x);  /* ln 2 in two parts: the first product is exact */
-    r = v_fma(n, v_set(2.12194440e-4f), r);
-    vf p = v_set(1.0f / 5040);
-    p = v_fma(p, r, v_set(1.0f / 720));
-    p = v_fma(p, r, v_set(1.0f / 120));
-    p = v_fma(p, r, v_set(1.0f / 24));
-    p = v_fma(p, r, v_set(1.0f / 6));
-    p = v_fma(p, r, v_set(0.5f));
-    p = v_fma(p, r, v_set(1.0f));
-    p = v_fma(p, r, v_set(1.0f));
-    vi k = (vi)t - (vi)magic;
-    vi k1 = k >> 1, k2 = k - k1;
-    return p * (vf)((k1 + 127) << 23) * (vf)((k2 + 127) << 23);
+    vf t[8], p[8];
+    V_EACH x[i] = v_min(v_set(89.0f), v_max(v_set(-104.0f), x[i]));
+    V_EACH t[i] = v_fma(x[i], v_set(1.44269504f), magic);
+    V_EACH x[i] = v_fma(t[i] - magic, v_set(-0.693359375f), x[i]);  /* ln 2 in two parts: the first product is exact */
+    V_EACH x[i] = v_fma(t[i] - magic, v_set(2.12194440e-4f), x[i]);
+    V_EACH p[i] = v_fma(v_set(1.0f / 5040), x[i], v_set(1.0f / 720));
+    V_EACH p[i] = v_fma(p[i], x[i], v_set(1.0f / 120));
+    V_EACH p[i] = v_fma(p[i], x[i], v_set(1.0f / 24));
+    V_EACH p[i] = v_fma(p[i], x[i], v_set(1.0f / 6));
+    V_EACH p[i] = v_fma(p[i], x[i], v_set(0.5f));
+    V_EACH p[i] = v_fma(p[i], x[i], v_set(1.0f));
+    V_EACH p[i] = v_fma(p[i], x[i], v_set(1.0f));
+#if defined(ME_AVX512)
+    V_EACH x[i] = (vf)_mm256_scalef_ps((__m256)p[i], (__m256)(t[i] - magic));  /* p 2^k, rounded once as below */
+#else
+    V_EACH {
+        vi k = (vi)t[i] - (vi)magic, half = k >> 1;
+        x[i] = p[i] * (vf)((half + 127) << 23) * (vf)((k - half + 127) << 23);
+    }
+#endif
+}
+INLINE vf v_exp(vf x) {
+    v_exps(1, &x);
+    return x;
 }
 
-/* 1 / (1 + e^-x) */
-INLINE vf v_sigmoid(vf x) { return v_set(1.0f) / (v_set(1.0f) + v_exp(-x)); }
+/* 1 / (1 + e^-x) of n vectors */
+INLINE void v_sigmoids(const int n, vf *x) {
+    V_EACH x[i] = -x[i];
+    v_exps(n, x);
+    V_EACH x[i] = v_set(1.0f) / (v_set(1.0f) + x[i]);
+}
 
 /* sum_i a_i b_i: four vectors of partial sums, so that the adds need not wait for one another. */
 INLINE float v_dot(const float *a, const float *b, int64_t n) {
