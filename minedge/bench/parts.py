@@ -64,7 +64,7 @@ _HOMES: Mapping[str, str] = MappingProxyType({
     "matvec": "minedge.bench.tasks_product",
     "matmul": "minedge.bench.tasks_product",
     "decode": "minedge.bench.tasks_text",
-    "context": "minedge.bench.tasks_text",
+    "context": "minedge.bench.tasks_context",
     "prefill": "minedge.bench.tasks_text",
     "start": "minedge.bench.tasks_text",
     "train": "minedge.bench.tasks_train",

@@ -64,6 +64,13 @@ class Engine:
         """Forget all tokens."""
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
 
+    def forget(self, length: int) -> bool:
+        """Keep the first `length` tokens; False where there are none."""
+        memory = self.lib.llama_get_memory(self.context)
+        if self.lib.llama_memory_seq_pos_max(memory, 0) < 0:
+            return False
+        return bool(self.lib.llama_memory_seq_rm(memory, 0, length, -1))
+
     def read(self, tokens: Sequence[int]) -> None:
         """Append tokens; scores of the last one."""
         step = int(self.lib.llama_n_batch(self.context))
@@ -124,11 +131,11 @@ class _Decode(Subject):
         config = config_of(job)
         length = job["sizes"]["context"]
         self.prompt = tasks_text.prompt_of(config, length)
-        self.most = min(256, config.context_length - length)
+        self.most = 256 if config.uses_rotary else min(256, config.context_length - length)
 
         def trial(engine: Engine) -> None:
-            engine.clear()
-            engine.read(self.prompt)
+            if not engine.forget(length):
+                engine.read(self.prompt)
             for _ in range(8):
                 engine.read([int(engine.scores().argmax())])
 
@@ -136,14 +143,18 @@ class _Decode(Subject):
         self.engine, flash = _faster(lambda f: Engine(_path(job), config, job["threads"], size, f), trial)
         self.settings = _settings(job, flash)
         self.facts = {"amount": 1.0, "unit": "tokens/s", **tasks_text.text_work(config, 1, length + 16)}
-        self.outputs = {"gaps": _scored(self.engine, self.prompt, job["given"]["ids"])}
+        self.outputs = {"gaps": _scored(self.engine, job["given"]["prompt"], job["given"]["ids"])}
+        self._read_prompt()
+
+    def _read_prompt(self) -> None:
+        self.engine.clear()
+        self.engine.read(self.prompt)
+        self.first = int(self.engine.scores().argmax())
 
     def run(self, units: int, clock: Clock) -> None:
         while units > 0:
-            n = min(units, self.most - 1)
-            self.engine.clear()
-            self.engine.read(self.prompt)
-            token = int(self.engine.scores().argmax())
+            n, token = min(units, self.most - 1), self.first
+            self.engine.forget(len(self.prompt))
             with clock.running():
                 for _ in range(n):
                     self.engine.read([token])

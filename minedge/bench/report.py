@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from minedge.bench.busy import BUSY
+from minedge.bench.derived import derived
 from minedge.bench.machine import Limit
 from minedge.bench.measure import Run
 from minedge.bench.run import PartResult, Report
 from minedge.bench.stats import Spread, ratios, spread
-from minedge.bench.tasks_sparse import crossings
 
 __all__ = [
     "HEADERS",
@@ -132,47 +132,6 @@ def lines_of(result: PartResult) -> list[str]:
 def disturbed(runs: Sequence[Run]) -> float:
     """The largest share of the processors that others used during a competitor's turns, by their median."""
     return max((spread(run.others).median for run in runs if run.others), default=0.0)
-
-
-def derived(report: Report) -> list[str]:
-    """Sentences that need two figures: attention's share, a MeZO step in forward passes, quantization's memory."""
-    found: dict[tuple[str, str, int, str], Run] = {}
-    for result in report.results:
-        for run in result.runs:
-            if run.counts:
-                found[result.name, result.shape, result.threads, run.job.label] = run
-    lines = []
-    for result in report.results:
-        if result.name.startswith("sparse"):
-            lines += [f"{result.name}, threads {result.threads}: {line}" for line in crossings(result.runs)]
-    for (name, shape, threads, label), run in found.items():
-        where = f"{shape}, {label}, threads {threads}"
-        seconds = spread(run.seconds).median
-        short = found.get(("decode", shape, threads, label))
-        forward = found.get((name, shape, threads, "minedge, forward alone"))
-        numbers = found.get((name, shape, threads, "minedge, generator alone"))
-        if name == "context" and short is not None:
-            share = 1 - spread(short.seconds).median / seconds
-            lines.append(f"{where}: the long context takes {share:.0%} of a token's time")
-        if name.startswith("mezo") and "alone" not in label and run.job.who == "minedge" and forward and numbers:
-            one, z = spread(forward.seconds).median, spread(numbers.seconds).median
-            lines.append(
-                f"{where}: a MeZO step ({name}) takes {seconds:.3g} s: {seconds / one:.2f} forward passes of "
-                f"{one:.3g} s; "
-                f"two passes and 1.15 x two z of {z:.3g} s would take {2 * one + 2.3 * z:.3g} s; peak "
-                f"{_over(run, forward):+.1%} of the forward pass's"
-            )
-        if "result_bytes" in run.facts and run.peak_bytes:
-            result = run.facts["result_bytes"]
-            lines.append(
-                f"{where}: quantization took {seconds:.2f} s; its whole process {run.peak_bytes / 1e6:,.0f} MB, "
-                f"{run.peak_bytes / result:.2f} x the result of {result / 1e6:,.0f} MB"
-            )
-    return lines
-
-
-def _over(run: Run, base: Run) -> float:
-    return (run.peak_bytes - run.imports_bytes) / max(1, base.peak_bytes - base.imports_bytes) - 1
 
 
 def headline(report: Report) -> list[str]:

@@ -154,7 +154,7 @@ def _unfit(what: Part, shape: Shape | None) -> str:
     """Why a part cannot be measured on a shape, if so."""
     if shape is None:
         return ""
-    if what.name == "context" and shape.config.context_length < MIN_CONTEXT:
+    if what.name == "context" and shape.config.context_length < MIN_CONTEXT and not shape.config.uses_rotary:
         return f"left out: the model's context is {shape.config.context_length}"
     free = free_bytes()
     if what.needs and free is not None:
@@ -205,7 +205,7 @@ def _sizes(what: Part, entry: Entry, shape: Shape | None) -> dict[str, Any]:
     if shape is None:
         return sizes
     most = shape.config.context_length
-    for key, room in (("context", 32), ("length", 8)):
-        if key in sizes:
+    for key, room in (("context", 64), ("length", 8)):
+        if key in sizes and not (key == "context" and shape.config.uses_rotary):  # angles have no end
             sizes[key] = max(1, min(sizes[key], most - room))
     return {**sizes, "batch_size": shape.batch_size, "seq_len": shape.seq_len}

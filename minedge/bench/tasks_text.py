@@ -1,4 +1,4 @@
-"""Decoding, prefill, decoding at a long context, and the start of `generate`: int4 weights, every matrix.
+"""Decoding, prefill and the start of `generate`: int4 weights, every matrix.
 
 A token of minedge is checked by the NumPy specification with int8 activations, teacher-forced: the specification runs
 over the prompt and the tokens that came out, and each token's score there must be the best one but for rounding.
@@ -17,12 +17,17 @@ import numpy as np
 
 from minedge.bench.jobs import config_of
 from minedge.bench.parts import Entry, Outputs, Part
+from minedge.bench.weights import RANK, lora_target
 from minedge.bench.worker import Clock, Subject
 from minedge.config import Config
 
-__all__ = ["CLOSE", "PARTS", "decode", "gaps", "imports", "prefill", "prompt_of", "reference", "start", "text_work"]
+__all__ = [
+    "ADAPTED", "CHECKED", "CLOSE", "PARTS", "SHORT", "adapted", "check", "decode", "gaps", "greedy", "imports",
+    "prefill", "prompt_of", "reference", "start", "text_work",
+]  # fmt: skip
 
 CLOSE = 0.05
+ADAPTED = f"LoRA r={RANK}"  # the label of decoding with an adapter on queries and values that is not merged
 SHORT, CHECKED = 8, 4  # tokens of the short prompt; generated tokens that the specification checks
 
 
@@ -65,17 +70,36 @@ def _outer(config: Config) -> tuple[str, str]:
     return config.arch.embed, config.arch.head
 
 
-def _ids(model: Any, prompt: list[int], n: int) -> Any:
+def greedy(model: Any, prompt: list[int], n: int) -> Any:
+    """An iterator over the likeliest next tokens."""
     from minedge.model.generate import Sampling, generate_ids
 
     return generate_ids(model, prompt, n, Sampling())
 
 
+def adapted(model: Any, rank: int) -> Any:
+    """The model with an adapter of some rank on queries and values, its B random, too, as after training."""
+    import minedge
+
+    model = minedge.lora.add(model, r=rank, lora_alpha=2 * rank, target=lora_target(model.config), seed=0)
+    rng, params = np.random.default_rng(3), dict(model.params)
+    for name in sorted(params):
+        if ".lora_B" in name:
+            params[name] = rng.normal(0, 0.02, params[name].shape).astype(np.float32)
+    return model.with_params(params)
+
+
+def _model(job: Mapping[str, Any], backend: str | None) -> Any:
+    """The int4 model, with an adapter where the sizes say so."""
+    import minedge
+
+    model, rank = minedge.load(job["files"]["int4"], backend=backend), job["sizes"].get("rank", 0)
+    return adapted(model, rank) if rank else model
+
+
 class _Decode(Subject):
     def __init__(self, job: Mapping[str, Any]):
-        import minedge
-
-        self.model = minedge.load(job["files"]["int4"], backend=job["backend"])
+        self.model = _model(job, job["backend"])
         self.config = self.model.config
         context = job["sizes"]["context"]
         self.prompt = prompt_of(self.config, context)
@@ -84,12 +108,12 @@ class _Decode(Subject):
         held = self.model.nbytes()["total"] / 1e6
         self.settings = f"int4 group 32, every matrix; {self.model.ops.spec}; {held:.0f} MB of weights"
         self.facts = {"amount": 1.0, "unit": "tokens/s", **work}
-        self.outputs = {"prompt": self.prompt, "ids": list(_ids(self.model, self.prompt, min(self.most, 16)))}
+        self.outputs = {"prompt": self.prompt, "ids": list(greedy(self.model, self.prompt, min(self.most, 16)))}
 
     def run(self, units: int, clock: Clock) -> None:
         while units > 0:
             n = min(units, self.most - 1)
-            tokens = _ids(self.model, self.prompt, n + 1)
+            tokens = greedy(self.model, self.prompt, n + 1)
             next(tokens)  # reads the prompt
             with clock.running():
                 for _ in range(n):
@@ -112,13 +136,13 @@ class _Prefill(Subject):
         self.settings = f"int4 group 32, every matrix; {self.model.ops.spec}"
         self.facts = {"amount": float(length), "unit": "tokens/s", **text_work(self.model.config, length, length)}
         short = self.prompt[:SHORT]
-        ids = [next(_ids(self.model, short, 1)), next(_ids(self.model, self.prompt, 1))]
+        ids = [next(greedy(self.model, short, 1)), next(greedy(self.model, self.prompt, 1))]
         self.outputs = {"prompt": short, "ids": ids[:1], "long": self.prompt, "long_ids": ids[1:]}
 
     def run(self, units: int, clock: Clock) -> None:
         with clock.running():
             for _ in range(units):
-                next(_ids(self.model, self.prompt, 1))
+                next(greedy(self.model, self.prompt, 1))
 
 
 def prefill(job: Mapping[str, Any]) -> Subject:
@@ -137,7 +161,7 @@ class _Start(Subject):
     def _first(self) -> int:
         import minedge
 
-        return next(_ids(minedge.load(self.path, backend=self.backend), self.prompt, 1))
+        return next(greedy(minedge.load(self.path, backend=self.backend), self.prompt, 1))
 
     def run(self, units: int, clock: Clock) -> None:
         with clock.running():
@@ -159,17 +183,11 @@ def gaps(logits: Any, ids: list[int]) -> list[float]:
 
 def reference(job: Mapping[str, Any]) -> Subject:
     """The specification's scores of the first tokens that came out; of a long prompt, the readable transformer's."""
-    import minedge
-
     given, subject = job["given"], Subject()
     n = min(CHECKED, len(given["ids"]))
-    model = minedge.load(job["files"]["int4"], backend="numpy")
-    before = given["prompt"][-SHORT:] if len(given["prompt"]) <= SHORT else None
-    found = {}
-    if before is not None:
-        found["gaps"] = gaps(_scores(model, before + given["ids"][: n - 1], n), given["ids"][:n])
-    else:  # a long context: the readable transformer on the c or numba tier, the specification would take hours
-        found["long_gaps"] = gaps(_scores(model.with_backend(None), given["prompt"], 1), given["ids"][:1])
+    model = _model(job, "numpy")
+    before = given["prompt"]
+    found = {"gaps": gaps(_scores(model, before + given["ids"][: n - 1], n), given["ids"][:n])}
     if "long" in given:
         found["long_gaps"] = gaps(_scores(model.with_backend(None), given["long"], 1), given["long_ids"])
     subject.outputs = found
@@ -186,7 +204,8 @@ def _scores(model: Any, tokens: list[int], n: int) -> Any:
     return transformer.head_forward(m.config, m.params, m.linears, last, m.ops, int8=True)[0]
 
 
-def _check(who: str, outputs: Outputs, other: Outputs) -> tuple[bool, str]:
+def check(who: str, outputs: Outputs, other: Outputs) -> tuple[bool, str]:
+    """Of minedge, the reference's gaps; of a peer, its gaps of minedge's tokens."""
     if who != "minedge":  # other: minedge's outputs, which the peer scored
         near, n = sum(gap < CLOSE for gap in outputs["gaps"]), len(outputs["gaps"])
         text = f"{near} of minedge's {n} greedy tokens best or tied, largest gap {max(outputs['gaps']):.3f} sd"
@@ -211,24 +230,13 @@ PARTS = {
         f"one token after another, batch 1, greedy, behind a prompt of {SHORT} tokens; the prompt is not in the time",
         (
             Entry("minedge", f"{_OURS}:decode", ("int4",)),
+            Entry("minedge", f"{_OURS}:decode", ("int4",), ADAPTED, {"rank": RANK}, alone=True),
             Entry("llama.cpp", f"{_LLAMA}:decode", ("q4_0",), "Q4_0"),
             Entry("torch", f"{_TORCH}:decode", ("flat",), "generate"),
         ),
-        _check,
+        check,
         _REFERENCE,
         {"context": SHORT},
-        scores=True,
-    ),
-    "context": Part(
-        "context",
-        "the same behind a prompt of 4096 tokens (less where the model's context is shorter): what attention adds",
-        (
-            Entry("minedge", f"{_OURS}:decode", ("int4",)),
-            Entry("llama.cpp", f"{_LLAMA}:decode", ("q4_0",), "Q4_0"),
-        ),
-        _check,
-        _REFERENCE,
-        {"context": 4096},
         scores=True,
     ),
     "prefill": Part(
@@ -240,7 +248,7 @@ PARTS = {
             Entry("llama.cpp", f"{_LLAMA}:prefill", ("f16",), "F16"),
             Entry("torch", f"{_TORCH}:prefill", ("flat",)),
         ),
-        _check,
+        check,
         _REFERENCE,
         {"length": 512},
         scores=True,
@@ -252,7 +260,7 @@ PARTS = {
             Entry("minedge", f"{_OURS}:start", ("int4",)),
             Entry("llama.cpp", f"{_LLAMA}:start", ("q4_0",), "Q4_0"),
         ),
-        _check,
+        check,
         _REFERENCE,
         scores=True,
     ),

@@ -129,7 +129,7 @@ def test_a_file_is_a_shape(tiny):
 
 def test_a_tiny_shape_from_end_to_end(capfd, tiny):
     """Every part but the machine's; JSON alone on stdout; every figure checked."""
-    parts = "decode,prefill,start,train,lora,mezo,mezo-lora,quantize"
+    parts = "decode,context,prefill,start,train,lora,mezo,mezo-lora,quantize"
     options = ("--rounds", 2, "--turn", 0.01, "--threads", 1, "--max-seq-length", 16, "--backend", "c,numpy")
     code, out, err = bench(capfd, "--shape", tiny, "--only", parts, "--json", "--svg", tiny / "roof.svg",
                            "--report", tiny / "report.json", "--markdown", tiny / "table.md", *options)  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_result_of_ours_that_failed_ends_with_code_1(capfd, tiny, monkeypatch)
     monkeypatch.setattr("minedge.bench.run.race", lambda jobs, *_: [Run(job, error="no memory") for job in jobs])
     options = ("--rounds", 1, "--turn", 0.01, "--threads", 1)
     code, out, _ = bench(capfd, "--shape", tiny, "--only", "decode", "--json", *options)
-    (run,) = json.loads(out)["results"][0]["runs"]
+    run, *_ = json.loads(out)["results"][0]["runs"]
     assert (code, run["error"], run["right"], run["counts"]) == (1, "no memory", False, False)
 
 

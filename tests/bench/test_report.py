@@ -16,6 +16,8 @@ from minedge.bench.markdown import markdown_table
 from minedge.bench.measure import Run
 from minedge.bench.roofline import roofline_svg
 from minedge.bench.run import PartResult, Report
+from minedge.bench.tasks_context import EMPTY
+from minedge.bench.tasks_text import ADAPTED
 from minedge.cli.text import json_value
 from tests.bench.conftest import job
 
@@ -98,7 +100,7 @@ def test_a_busy_machine_is_warned_of(report):
     assert any("its host takes 20%" in line for line in reports.headline(report))
 
 
-def test_attention_share_and_mezo_in_forward_passes(report):
+def test_shares_and_steps_in_other_steps(report):
     facts = {"amount": 1.0, "unit": "tokens/s"}
     ours = job()
 
@@ -106,13 +108,25 @@ def test_attention_share_and_mezo_in_forward_passes(report):
         run = Run(replace(ours, label=label), facts=facts, seconds=[seconds], peak_bytes=peak)
         report.results.append(PartResult(part, "", "s", 1, [run]))
 
-    add("decode", 0.75)
+    facts |= {"bytes": 8e6, "past": 4096}
     add("context", 1.0)
+    facts = {**facts, "bytes": 6e6, "past": 8}
+    add("context", 0.75, f"minedge, {EMPTY}")
+    facts = {**facts, "bytes": 16e6, "past": 0}
+    add("decode", 1.6)
+    add("decode", 1.68, f"minedge, {ADAPTED}")
     add("mezo", 2.2, peak=110)
     add("mezo", 1.0, "minedge, forward alone", peak=100)
     add("mezo", 0.5, "minedge, generator alone")
     text = "\n".join(reports.derived(report))
-    assert "the long context takes 25% of a token's time" in text
+    assert (
+        "attention over 4,096 tokens takes 25% (25% to 25%) of a token's 1e+03 ms; of the bytes that it reads 25%"
+        in text
+    )
+    assert "not merged (LoRA r=8), a token takes +5.0% (+5.0% to +5.0%)" in text
+    assert (
+        "from s behind 8 tokens to s the bytes a token are 2.67 x, its time is 2.13 x (6 MB at 0.008 GB/s, 8 MB" in text
+    )
     assert "2.20 forward passes of 1 s" in text
     assert "would take 3.15 s" in text
     assert "+10.0% of the forward pass's" in text
