@@ -118,6 +118,7 @@ def test_shares_and_steps_in_other_steps(report):
     add("mezo", 2.2, peak=110)
     add("mezo", 1.0, "minedge, forward alone", peak=100)
     add("mezo", 0.5, "minedge, generator alone")
+    report.results.remove(next(result for result in report.results if result.shape == "a-shape"))
     text = "\n".join(reports.derived(report))
     assert (
         "attention over 4,096 tokens takes 25% (25% to 25%) of a token's 1e+03 ms; of the bytes that it reads 25%"
