@@ -23,6 +23,15 @@ class Load:
     def disturbed(self) -> bool:
         return self.share > BUSY or self.stolen > BUSY
 
+    @property
+    def warning(self) -> str:
+        """What to say where it is disturbed."""
+        return (
+            f"warning: the machine is busy: others use {self.share:.0%} of its processors"
+            + (f", its host takes {self.stolen:.0%}" if self.stolen > BUSY else "")
+            + f" (load {self.average:.1f}); figures will be low and ratios less sure"
+        )
+
 
 def cpu_times() -> tuple[float, float, float] | None:
     """(seconds in use, seconds stolen by the host, all seconds) over all processors since the start; None if unknown.

@@ -143,11 +143,7 @@ def headline(report: Report) -> list[str]:
         f"minedge {m['minedge']}, Python {m['python']}, NumPy {m['numpy']}; {m['date']}"
     ]
     if report.load.disturbed:
-        lines.append(
-            f"warning: the machine is busy: others use {report.load.share:.0%} of its processors"
-            + (f", its host takes {report.load.stolen:.0%}" if report.load.stolen > BUSY else "")
-            + f" (load {report.load.average:.1f}); figures will be low and ratios less sure"
-        )
+        lines.append(report.load.warning)
     return lines
 
 
@@ -160,6 +156,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "limits": {str(n): asdict(limit) for n, limit in report.limits.items()},
         "results": [_part_json(result, report.limits) for result in report.results],
         "derived": derived(report),
+        "interrupted": report.interrupted,
     }
 
 

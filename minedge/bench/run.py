@@ -69,6 +69,7 @@ class Report:
     load: Load
     absent: Mapping[str, str]
     results: list[PartResult] = field(default_factory=list)
+    interrupted: bool = False
 
     @property
     def limits(self) -> dict[int, Limit]:
@@ -77,8 +78,20 @@ class Report:
 
 
 def bench(settings: Settings, say: Say = lambda text: None, done: Done | None = None) -> Report:
-    """Measure. `say` is told what goes on, `done` each part's result as it comes, and the limits so far."""
+    """Measure. `say` is told what goes on, `done` each part's result as it comes, and the limits so far. Ctrl-C ends it
+    with the parts that were finished.
+    """
     report = Report(describe(), look(), settings.absent)
+    if report.load.disturbed:
+        say(report.load.warning)
+    try:
+        _all_parts(report, settings, say, done)
+    except KeyboardInterrupt:
+        report.interrupted = True
+    return report
+
+
+def _all_parts(report: Report, settings: Settings, say: Say, done: Done | None) -> None:
     with _folder(settings.weights) as folder:
         stores = {s.name: Store(s, folder, say, settings.limits.setup) for s in settings.shapes}
         for name in settings.parts:
@@ -92,7 +105,6 @@ def bench(settings: Settings, say: Say = lambda text: None, done: Done | None = 
                     report.results.append(result)
                     if done is not None:
                         done(result, report.limits)
-    return report
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from minedge.cli.console import Console
 from minedge.cli.parser import integer, real
 from minedge.cli.text import json_value
 from minedge.errors import UsageError
+from minedge.io.atomic import os_errors
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "OWN_THREADS", "add_options", "run"]
 
@@ -20,7 +21,7 @@ prefill, training, LoRA, MeZO, quantization, on random weights of a model's shap
 other libraries that are installed do the same work, in turns with minedge, each in a process of its own. Figures are
 medians; ± is half the distance of the quartiles; a ratio is the median of the ratios round by round. Outputs are
 compared with the NumPy specification in the same run, and a figure whose outputs are wrong does not count. Memory is
-the process's peak less what its imports took."""
+the process's peak less what its imports took. Ctrl-C ends it with what was measured by then."""
 EXAMPLES = (
     "minedge bench --quick",
     "minedge bench --shape smollm2-135m --only machine,decode,prefill --vs llama.cpp --threads 1,2 --json",
@@ -63,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--svg", metavar="FILE", help="write a roofline plot")
     add("--markdown", metavar="FILE", help="write the figures as a Markdown table")
     add("--report", metavar="FILE", help="also write the document of --json to a file")
+    add("--overwrite", action="store_true", help="replace what an earlier call wrote to these files")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -84,19 +86,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.out()
     for line in [*reports.derived(report), *reports.headline(report)]:
         console.out(line)
+    if report.interrupted:
+        console.out("interrupted: the parts above were finished, others are missing")
     for name, why in settings.absent.items():
         console.out(f"{name}: {why}")
     document = json_value(reports.to_json(report))
     if args.svg:
-        atomic_write(args.svg, roofline_svg(report).encode())
+        atomic_write(Path(args.svg).expanduser(), roofline_svg(report).encode())
         console.note(f"roofline plot: {args.svg}")
     if args.markdown:
-        atomic_write(args.markdown, markdown_table(report).encode())
+        atomic_write(Path(args.markdown).expanduser(), markdown_table(report).encode())
         console.note(f"table: {args.markdown}")
     if args.report:
-        atomic_write(args.report, json.dumps(document, indent=2, allow_nan=False).encode())
+        atomic_write(Path(args.report).expanduser(), json.dumps(document, indent=2, allow_nan=False).encode())
         console.note(f"report: {args.report}")
     console.result(document)
+    if report.interrupted:
+        return 130
     ours = [run for result in report.results for run in result.runs if run.job.who == "minedge"]
     return 1 if any(run.wrong or run.error for run in ours) else 0
 
@@ -138,11 +144,34 @@ def _settings(args: argparse.Namespace) -> Any:
         raise UsageError(f"--threads: expected at most {_cpus()}, the CPUs this process may use, got {max(threads)}")
     weights = Path(args.weights).expanduser() if args.weights else None
     for option, file in (("--svg", args.svg), ("--markdown", args.markdown), ("--report", args.report)):
-        if file and not Path(file).expanduser().parent.is_dir():
-            raise UsageError(f"{option}: the folder of {file!r} does not exist")
+        if file:
+            _check_file(option, Path(file).expanduser(), args.overwrite)
     return Settings(
         shapes, parts, threads, backends, wanted, absent, args.peer_python, limits, weights
     )  # fmt: skip
+
+
+# What the files that this verb writes begin with.
+_BEGINNINGS = {"--svg": b"<svg ", "--markdown": b"| work |", "--report": b'{\n  "machine": {'}
+
+
+def _check_file(option: str, path: Path, overwrite: bool) -> None:
+    """Refuse, before anything is measured, a file that cannot be written or must not be replaced."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{option}: the folder of {str(path)!r} does not exist; make it first")
+    if path.is_dir():
+        raise UsageError(f"{option}: {str(path)!r} is a folder, expected a file's name")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{option}: {str(path)!r} exists already; choose another name, or replace it with --overwrite")
+    with os_errors(path, "read"), path.open("rb") as file:
+        start = file.read(len(_BEGINNINGS[option]))
+    if start not in (_BEGINNINGS[option], b""):
+        raise UsageError(
+            f"{option}: {str(path)!r} was not written by minedge bench, so --overwrite does not replace it; "
+            "choose another name"
+        )
 
 
 def _cpus() -> int:

@@ -147,6 +147,54 @@ def test_a_tiny_shape_from_end_to_end(capfd, tiny):
     assert (tiny / "table.md").read_text().count("\n| ") >= len(report["results"])
 
 
+@pytest.mark.parametrize("option", ["--svg", "--markdown", "--report"])
+def test_files_are_replaced_only_when_asked_and_only_its_own(capfd, tiny, option, monkeypatch):
+    monkeypatch.setattr("minedge.bench.run.race", lambda jobs, *_: [Run(job, error="not today") for job in jobs])
+    file, words = tiny / "file", ("--shape", tiny, "--only", "decode", "--threads", 1, option, tiny / "file")
+    assert bench(capfd, *words)[0] == 1 and file.exists()
+    first = file.read_bytes()
+    code, out, err = bench(capfd, *words)
+    assert (code, out) == (2, "") and f"{option}: {str(file)!r} exists already; choose another name" in err
+    assert file.read_bytes() == first
+    assert bench(capfd, *words, "--overwrite")[0] == 1
+    file.write_text("my notes")
+    code, out, err = bench(capfd, *words, "--overwrite")
+    assert (code, out) == (2, "") and "was not written by minedge bench" in err
+    assert file.read_text() == "my notes"
+    code, _, err = bench(capfd, *words[:-1], tiny, "--overwrite")
+    assert code == 2 and "is a folder, expected a file's name" in err
+
+
+def test_ctrl_c_leaves_what_was_finished(capfd, tiny, monkeypatch):
+    from minedge.bench import run
+
+    real, calls = run.race, []
+
+    def race(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr("minedge.bench.run.race", race)
+    options = ("--rounds", 1, "--turn", 0.01, "--threads", 1, "--report", tiny / "r.json")
+    code, out, _ = bench(capfd, "--shape", tiny, "--only", "decode,prefill,start", *options)
+    assert code == 130
+    assert "tokens/s" in out and "interrupted: the parts above were finished, others are missing" in out
+    report = json.loads((tiny / "r.json").read_text())
+    assert report["interrupted"] and [part["part"] for part in report["results"]] == ["decode"]
+
+
+def test_a_busy_machine_is_named_before_and_after(capfd, tiny, monkeypatch):
+    from minedge.bench.busy import Load
+
+    monkeypatch.setattr("minedge.bench.run.look", lambda: Load(0.5, 0.0, 3.0))
+    monkeypatch.setattr("minedge.bench.run.race", lambda jobs, *_: [Run(job, error="not today") for job in jobs])
+    _, out, err = bench(capfd, "--shape", tiny, "--only", "decode", "--threads", 1)
+    said = "warning: the machine is busy: others use 50% of its processors (load 3.0)"
+    assert err.startswith(said) and said in out
+
+
 def test_a_wrong_output_does_not_count_and_ends_with_code_1(capfd, tiny, monkeypatch):
     """The reference says another token: what was measured is shown as wrong."""
     from minedge.bench import tasks_text
