@@ -47,7 +47,14 @@ struct me_adamw {
     float decay, step_size, beta1, beta2, gain1, gain2, v_scale, eps, grad_scale;
 };
 struct me_sum_squares { double *terms; const float *x; int64_t n; };
-struct me_noise { float *out, *other; const float *weight; float decay, scale; uint32_t key0, key1, step, sample, tensor; int64_t start, n; };
+/* For perturb_tile, whose items are rows: n columns of each; `row` numbers of the tensor from one to the next, n floats of out */
+struct me_noise {
+    float *out, *other;
+    const float *weight;
+    float decay, scale;
+    uint32_t key0, key1, step, sample, tensor;
+    int64_t start, n, row;
+};
 struct me_int4 { uint8_t *q_out; uint16_t *s_out; float *w_out; const uint8_t *q; const uint16_t *s; const float *w; int64_t group, in; };
 struct me_nf4 { uint8_t *q_out; float *s_out, *w_out; const uint8_t *q; const float *s, *w, *table; int64_t block, in; };
 struct me_int8 { int8_t *xq; float *xscales; const float *x; int64_t in; };
@@ -97,6 +104,11 @@ struct me_gemm {
     me_read *read;
     const void *weight;
     me_task *gemm;  /* what a kernel that sets `read` hands itself on to */
+    /* Where noise is not NULL: c = a (w + scale z)^T and c_minus = a_minus (w - scale z)^T, w (N, K) in the place of b */
+    const struct me_noise *noise;
+    me_task *perturb_tile;
+    float *c_minus;
+    const float *a_minus;
 };
 /* The product of a with a packed weight (out, in): `kernel` reads `weight`. c (M, out) = a weight^T, or with `back`
  * c (M, in) = a weight. Nonzero on want of memory. */
@@ -120,7 +132,7 @@ struct me_mask { float *out; const float *weight; const uint8_t *bits; int64_t n
     X(cached_attention) X(join_spans) X(cache_store) \
     X(int4_int8_linear) X(q8_int8_linear) X(int4_quantize) X(int4_dequantize) X(int4_gemm) X(int8_quantize) \
     X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) \
-    X(normal) X(perturb) X(sparse_linear) X(sparse_gemm)
+    X(normal) X(perturb) X(perturb_tile) X(sparse_linear) X(sparse_gemm)
 #define ME_OTHER_KERNELS(X) \
     X(embedding_forward) X(embedding_backward) X(bias_forward) X(bias_backward) \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rotary) \

@@ -72,6 +72,10 @@ void me_normal(int isa, float *z, uint32_t key0, uint32_t key1, uint32_t step, u
  * weight */
 void me_perturb(int isa, float *out, float *other, const float *weight, float decay, float scale, uint32_t key0, uint32_t key1,
                 uint32_t step, uint32_t sample, uint32_t tensor, int64_t start, int64_t n);
+/* out (2, M, N): out[0] = x[0] (w + scale z)^T and out[1] = x[1] (w - scale z)^T of x (2, M, K), w (N, K): the bits of me_perturb and
+ * me_gemm, with no more of the perturbed w in memory than the panels that are being multiplied. Nonzero on want of memory. */
+int me_linear_both(int isa, float *out, const float *x, const float *weight, float scale, uint32_t key0, uint32_t key1, uint32_t step,
+                   uint32_t sample, uint32_t tensor, int64_t M, int64_t N, int64_t K);
 
 /* Int4 */
 void me_int4_quantize(int isa, uint8_t *qweight, uint16_t *scales, const float *weight, int64_t group, int64_t out, int64_t in);

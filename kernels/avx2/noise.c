@@ -156,36 +156,60 @@ INLINE void first_words(wide word[VECTORS], const me_keys *k, uint32_t counter) 
 INLINE numbers load(const float *p) { numbers v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, numbers v) { memcpy(p, &v, sizeof v); }
 
-/* Blocks begin..end of 64 numbers: z, or decay * weight + scale * z; the first and the last may be asked for in part. */
+/* Block `at` of 64 numbers, which `word` holds: z, or decay * weight + scale * z; what lies outside start..start + n - 1 is left
+ * out. `word` becomes that of the block `next`. */
+INLINE void one_block(const struct me_noise *a, const int perturb, wide word[VECTORS], const me_keys *k, int64_t at, int64_t next) {
+    numbers z[VECTORS], decay = SET(a->decay), scale = SET(a->scale);
+    int64_t i = at - a->start;
+    batch(z, word, k, (uint32_t)(next / 4));
+    if (i >= 0 && i + ME_NOISE_BLOCK <= a->n) {
+        if (a->row)  /* a tile's rows lie apart, too short for the processor to foresee: 1.4 times the time without this */
+            for (int line = 0; line < ME_NOISE_BLOCK; line += 16) __builtin_prefetch(a->weight + a->row + i + line);
+        for (int v = 0; v < VECTORS; v++) {
+            const int64_t to = i + 2 * COUNTERS * v;
+            numbers kept = perturb ? decay * load(a->weight + to) : z[v];
+            store(a->out + to, perturb ? kept + scale * z[v] : z[v]);
+            if (perturb && a->other) store(a->other + to, kept - scale * z[v]);
+        }
+    } else {
+        for (int v = 0; v < VECTORS; v++)
+            for (int l = 0; l < 2 * COUNTERS; l++, i++) {
+                if (i < 0 || i >= a->n) continue;
+                if (perturb && a->other) a->other[i] = a->decay * a->weight[i] - a->scale * z[v][l];
+                a->out[i] = perturb ? a->decay * a->weight[i] + a->scale * z[v][l] : z[v][l];
+            }
+    }
+}
+
+/* Blocks begin..end of 64 numbers; the first and the last may be asked for in part. */
 INLINE void blocks(const struct me_noise *a, const int perturb, int64_t begin, int64_t end) {
     me_keys k;
     wide word[VECTORS];
-    numbers decay = SET(a->decay), scale = SET(a->scale);
     start_keys(&k, a);
     int64_t from = (a->start / ME_NOISE_BLOCK + begin) * ME_NOISE_BLOCK, to = from + (end - begin) * ME_NOISE_BLOCK;
     first_words(word, &k, (uint32_t)(from / 4));
-    for (int64_t at = from; at < to; at += ME_NOISE_BLOCK) {
-        numbers z[VECTORS];
-        int64_t i = at - a->start;
-        batch(z, word, &k, (uint32_t)((at + ME_NOISE_BLOCK) / 4));
-        if (i >= 0 && i + ME_NOISE_BLOCK <= a->n) {
-            for (int v = 0; v < VECTORS; v++) {
-                const int64_t to = i + 2 * COUNTERS * v;
-                store(a->out + to, perturb ? decay * load(a->weight + to) + scale * z[v] : z[v]);
-                if (perturb && a->other) store(a->other + to, decay * load(a->weight + to) - scale * z[v]);
-            }
-        } else {
-            for (int v = 0; v < VECTORS; v++)
-                for (int l = 0; l < 2 * COUNTERS; l++, i++) {
-                    if (i < 0 || i >= a->n) continue;
-                    if (perturb && a->other) a->other[i] = a->decay * a->weight[i] - a->scale * z[v][l];
-                    a->out[i] = perturb ? a->decay * a->weight[i] + a->scale * z[v][l] : z[v][l];
-                }
-        }
-    }
+    for (int64_t at = from; at < to; at += ME_NOISE_BLOCK) one_block(a, perturb, word, &k, at, at + ME_NOISE_BLOCK);
 }
 
 ME_KERNEL(normal) { blocks(args, 0, begin, end); }
 
 /* out = fl(fl(decay * weight) + fl(scale * z)); with other: other = fl(fl(decay * weight) - fl(scale * z)) */
 ME_KERNEL(perturb) { blocks(args, 1, begin, end); }
+
+/* Rows of it: the numbers that are woven in at the end of one are the first of the next. */
+ME_KERNEL(perturb_tile) {
+    const struct me_noise *a = args;
+    struct me_noise one = *a;
+    me_keys k;
+    wide word[VECTORS];
+    start_keys(&k, a);
+    one.out += begin * a->n, one.other += begin * a->n, one.weight += begin * a->row, one.start += begin * a->row;
+    int64_t at = one.start / ME_NOISE_BLOCK * ME_NOISE_BLOCK;
+    first_words(word, &k, (uint32_t)(at / 4));
+    for (int64_t r = begin; r < end; r++) {
+        int64_t behind = one.start + a->row, next = behind / ME_NOISE_BLOCK * ME_NOISE_BLOCK;
+        for (; at + ME_NOISE_BLOCK < one.start + a->n; at += ME_NOISE_BLOCK) one_block(&one, 1, word, &k, at, at + ME_NOISE_BLOCK);
+        one_block(&one, 1, word, &k, at, next);
+        one.out += a->n, one.other += a->n, one.weight += a->row, one.start = behind, at = next;
+    }
+}

@@ -35,6 +35,20 @@ static void read_b(float *packed, float *unpacked, const struct me_gemm *g, int6
     }
 }
 
+/* pack_b for w + scale z and, behind all its panels, for w - scale z: 16 rows of w meet their z in `made` and nowhere else. */
+static void perturb_b(float *packed, float *made, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t n0, int64_t n1) {
+    float *minus = packed + (n1 - n0 + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS * depth;
+    struct me_noise tile = *g->noise;
+    tile.out = made, tile.other = made + UNPACKED, tile.n = depth, tile.row = g->K;
+    for (int64_t n = n0; n < n1; n += TILE_COLUMNS, packed += depth * TILE_COLUMNS, minus += depth * TILE_COLUMNS) {
+        int64_t count = smaller(TILE_COLUMNS, n1 - n);
+        tile.start = g->noise->start + n * g->K + k0, tile.weight = g->noise->weight + n * g->K + k0;
+        g->perturb_tile(&tile, 0, count);
+        pack_panel(packed, tile.out, depth, count, depth);
+        pack_panel(minus, tile.other, depth, count, depth);
+    }
+}
+
 /* b's rows k0.. and columns n0.. as panels of 16 columns: packed[panel][k][16] */
 static void pack_b(float *packed, const struct me_gemm *g, int64_t k0, int64_t depth, int64_t n0, int64_t n1) {
     if (g->b_k == 1) {
@@ -111,33 +125,45 @@ INLINE void ask_for(const float *line) {
 #endif
 }
 
-/* One block of results, rows m0..m1-1, columns n0..n1-1. */
+/* What the products k0 .. k0 + depth - 1 add to one block of results, rows m0..m1-1, columns n0..n1-1. */
+static void add_depth(const struct me_gemm *g, const float *packed_b, float *packed_a, int64_t k0, int64_t depth, int64_t m0,
+                      int64_t m1, int64_t n0, int64_t n1) {
+    for (int64_t i0 = m0; i0 < m1; i0 += ROWS) {
+        int64_t i1 = smaller(i0 + ROWS, m1);
+        const float *a = g->a + i0 * g->a_row + k0;
+        int64_t a_row = g->a_row, a_k = 1, a_group = TILE_ROWS * g->a_row;  /* a_group: from six rows to the next six */
+        if (g->a_row == 1) {
+            pack_a(packed_a, g, k0, depth, i0, i1);
+            a = packed_a, a_row = 1, a_k = TILE_ROWS, a_group = TILE_ROWS * depth;
+        } else if (g->a_row > depth && n1 - n0 >= 4 * TILE_COLUMNS && i1 - i0 > TILE_ROWS) {
+            copy_a(packed_a, g, k0, depth, i0, i1);
+            a = packed_a, a_row = depth, a_group = TILE_ROWS * depth;
+        }
+        for (int64_t n = n0; n < n1; n += TILE_COLUMNS)
+            for (int64_t i = i0; i < i1; i += TILE_ROWS) {
+                int64_t rows = smaller(TILE_ROWS, i1 - i), columns = smaller(TILE_COLUMNS, n1 - n);
+                float *c = g->c + i * g->N + n;
+                for (int64_t r = 0; r < rows; r++) ask_for(c + r * g->N + columns - 1);
+                any_tile(rows, columns, c, g->N, a + (i - i0) / TILE_ROWS * a_group, a_row, a_k, packed_b + (n - n0) * depth, depth,
+                         k0 > 0);
+            }
+    }
+}
+
+/* One block of results. */
 static void block(const struct me_gemm *g, float *packed_b, float *packed_a, float *unpacked, int64_t m0, int64_t m1, int64_t n0,
                   int64_t n1) {
+    struct me_gemm minus = *g;
+    minus.a = g->a_minus, minus.c = g->c_minus;
     for (int64_t k0 = 0; k0 < g->K; k0 += DEPTH) {
         int64_t depth = smaller(DEPTH, g->K - k0);
-        if (g->read) read_b(packed_b, unpacked, g, k0, depth, n0, n1);
+        if (g->noise) perturb_b(packed_b, unpacked, g, k0, depth, n0, n1);
+        else if (g->read) read_b(packed_b, unpacked, g, k0, depth, n0, n1);
         else pack_b(packed_b, g, k0, depth, n0, n1);
-        for (int64_t i0 = m0; i0 < m1; i0 += ROWS) {
-            int64_t i1 = smaller(i0 + ROWS, m1);
-            const float *a = g->a + i0 * g->a_row + k0;
-            int64_t a_row = g->a_row, a_k = 1, a_group = TILE_ROWS * g->a_row;  /* a_group: from six rows to the next six */
-            if (g->a_row == 1) {
-                pack_a(packed_a, g, k0, depth, i0, i1);
-                a = packed_a, a_row = 1, a_k = TILE_ROWS, a_group = TILE_ROWS * depth;
-            } else if (g->a_row > depth && n1 - n0 >= 4 * TILE_COLUMNS && i1 - i0 > TILE_ROWS) {
-                copy_a(packed_a, g, k0, depth, i0, i1);
-                a = packed_a, a_row = depth, a_group = TILE_ROWS * depth;
-            }
-            for (int64_t n = n0; n < n1; n += TILE_COLUMNS)
-                for (int64_t i = i0; i < i1; i += TILE_ROWS) {
-                    int64_t rows = smaller(TILE_ROWS, i1 - i), columns = smaller(TILE_COLUMNS, n1 - n);
-                    float *c = g->c + i * g->N + n;
-                    for (int64_t r = 0; r < rows; r++) ask_for(c + r * g->N + columns - 1);
-                    any_tile(rows, columns, c, g->N, a + (i - i0) / TILE_ROWS * a_group, a_row, a_k,
-                             packed_b + (n - n0) * depth, depth, k0 > 0);
-                }
-        }
+        add_depth(g, packed_b, packed_a, k0, depth, m0, m1, n0, n1);
+        if (!g->noise) continue;
+        const float *packed_minus = packed_b + (n1 - n0 + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS * depth;
+        add_depth(&minus, packed_minus, packed_a, k0, depth, m0, m1, n0, n1);
     }
 }
 
@@ -186,11 +212,12 @@ INLINE int64_t few_rows(const int rows, const struct me_gemm *g, float *unpacked
 ME_KERNEL(gemm) {
     const struct me_gemm *g = args;
     int64_t depth = smaller(DEPTH, g->K), columns = (smaller(g->block_n, g->N) + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+    if (g->noise) columns *= 2;  /* the panels of both sides */
     size_t floats = (size_t)((columns + ROWS) * depth + 15) / 16 * 16;
     float *packed = NULL;  /* few rows need none */
     float *unpacked = NULL;
-    if (g->read) {
-        unpacked = aligned_alloc(64, UNPACKED * sizeof(float));
+    if (g->read || g->noise) {
+        unpacked = aligned_alloc(64, 2 * UNPACKED * sizeof(float));
         if (unpacked == NULL) {
             *g->failed = 1;
             return;
@@ -200,7 +227,7 @@ ME_KERNEL(gemm) {
     for (int64_t item = begin; item < end; item++) {
         int64_t m0 = item / across * g->block_m, n0 = item % across * g->block_n;
         int64_t m1 = smaller(m0 + g->block_m, g->M), n1 = smaller(n0 + g->block_n, g->N);
-        if (g->a_k == 1 && g->b_k == 1 && m1 - m0 <= 2) {
+        if (g->a_k == 1 && g->b_k == 1 && m1 - m0 <= 2 && !g->noise) {
             if (m1 - m0 == 1) n0 = few_rows(1, g, unpacked, m0, n0, n1);
             else n0 = few_rows(2, g, unpacked, m0, n0, n1);
             if (n0 == n1) continue;  /* else the columns that are left take the general way */

@@ -123,8 +123,7 @@ ME_KERNEL(normal) {
 
 /* out = fl(fl(decay * weight) + fl(scale * z)); with other: other = fl(fl(decay * weight) - fl(scale * z)), the same as with
  * -scale, as rounding does not look at signs */
-ME_KERNEL(perturb) {
-    const struct me_noise *a = args;
+INLINE void perturb_blocks(const struct me_noise *a, int64_t begin, int64_t end) {
     vf decay = v_set(a->decay), scale = v_set(a->scale);
     uint32_t key[20];
     round_keys(key, a);
@@ -147,5 +146,16 @@ ME_KERNEL(perturb) {
                 if (a->other) a->other[shift + i] = kept - move;
             }
         }
+    }
+}
+
+ME_KERNEL(perturb) { perturb_blocks(args, begin, end); }
+
+ME_KERNEL(perturb_tile) {
+    const struct me_noise *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        struct me_noise one = *a;
+        one.out += r * a->n, one.other += r * a->n, one.weight += r * a->row, one.start += r * a->row;
+        perturb_blocks(&one, 0, (one.start + one.n - 1) / ME_NOISE_BLOCK - one.start / ME_NOISE_BLOCK + 1);
     }
 }

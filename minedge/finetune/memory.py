@@ -14,7 +14,8 @@ from math import prod
 
 from minedge.config import Config
 from minedge.finetune.memory_needs import F, need_of
-from minedge.model.head_loss import LOGIT_TILE, tile_rows, training_rows
+from minedge.model.both_sides import together
+from minedge.model.head_loss import LOGIT_TILE, both_rows, tile_rows, training_rows
 from minedge.model.linears import LinearKind
 from minedge.model.shapes import head_name, linear_shapes, param_shapes
 
@@ -68,7 +69,13 @@ class _Walk:
         self.bytes = array_bytes(config, linears)
         self.wanted: frozenset[str] = frozenset()
         self.noisy: frozenset[str] = frozenset()
+        self.together = False  # MeZO's two sides as one batch: B counts both
         self.checkpoint = False
+
+    @property
+    def stream(self) -> int:
+        """What goes from half a layer to the next: in MeZO's two looks that of both."""
+        return 2 * self.X if self.noisy and not self.together else self.X
 
     def scores(self, count: float) -> int:
         """The (T, T) matrices that only the specification makes."""
@@ -88,6 +95,9 @@ class _Walk:
         out, width = self.shapes[name]
         need = need_of(self.linears[name], self.N, out, width, self.tier)
         perturbed = max((size for key, size in self.own(name).items() if key in self.noisy), default=0)
+        if self.together:  # a kind without a product of its own makes one side's after the other, and then stacks them
+            own = type(self.linears[name]).both is not LinearKind.both
+            perturbed = 0 if own else 2 * perturbed + F * self.N * out
         biased = F * self.N * out if f"{name}.bias" in self.bytes else 0
         self.t.spike(F * self.N * out + max(need.forward + perturbed, biased))
         return need.kept if keep else 0
@@ -100,6 +110,8 @@ class _Walk:
 
     def made(self, i: int, roles: tuple[str, ...]) -> int:
         """Perturbed copies that wait for the other of MeZO's two sides by the end of half a layer."""
+        if self.together:
+            return 0
         names = [self.config.layer_name(i, role) for role in roles]
         return sum(size for name in names for key, size in self.own(name).items() if key in self.noisy)
 
@@ -170,7 +182,7 @@ class _Walk:
     def hidden(self, keep: bool) -> list[int]:
         """forward_hidden; returns what every half keeps. One X, the final norm's output, stays live."""
         self.t.where = "forward, embedding"
-        self.t.hold("activations", 2 * self.X if self.noisy else self.X)  # MeZO's two sides, side by side
+        self.t.hold("activations", self.stream)
         if self.config.arch.positions:
             self.t.spike(self.X)
         halves = []
@@ -238,17 +250,23 @@ def inference(
     """`Model.loss_sum` of tokens with T predicted positions a row, or `loss_sums` where arrays are `noisy`: forward,
     then logits tile by tile.
     """
-    walk = _Walk(trace, config, linears, B, T, tier)
-    walk.noisy = noisy
+    at_once = bool(noisy) and together(config, linears, noisy, B * T, tier)
+    walk = _Walk(trace, config, linears, 2 * B if at_once else B, T, tier)
+    walk.noisy, walk.together = noisy, at_once
     walk.hidden(keep=False)
     trace.where = "logits"
     head, V = head_name(config), config.vocab_size
+    if at_once:
+        rows = min(B * T, both_rows(config, B * T))
+        trace.spike(F * 2 * rows * (config.n_embd + V))
+        trace.free("activations", walk.stream)
+        return
     perturbed = sum(size for key, size in walk.own(head).items() if key in noisy)
     rows = tile_rows(walk.N, LOGIT_TILE // V)
     tile = F * rows * V + (F * rows * config.n_embd if rows < walk.N else 0)
     unpacked = need_of(linears[head], rows, *walk.shapes[head], tier).forward
     trace.spike(perturbed + tile + max(unpacked, walk.elementwise(F * rows * V, 2)))
-    trace.free("activations", 2 * walk.X if noisy else walk.X)
+    trace.free("activations", walk.stream)
 
 
 def training_step(

@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from minedge.config import Config
 from minedge.model import transformer
 from minedge.model.linears import LinearKind, Params
-from minedge.model.noise import Noise
+from minedge.model.noise import Noise, Perturbed
 from minedge.model.shapes import head_name
 from minedge.ops import Ops
 
-__all__ = ["LOGIT_TILE", "head_loss", "head_loss_and_grads", "head_row_losses", "tile_rows", "training_rows"]
+__all__ = [
+    "LOGIT_TILE", "both_rows", "head_loss", "head_loss_and_grads", "head_losses", "head_row_losses", "tile_rows",
+    "training_rows",
+]  # fmt: skip
 
 Array = NDArray[Any]
 Linears = Mapping[str, LinearKind]
@@ -39,6 +42,34 @@ def head_loss(
         logits, _ = transformer.head_forward(config, head, linears, tile, ops, int8=int8)
         total += ops.cross_entropy_forward(logits, targets[part], weights[part])[0]
     return total
+
+
+def head_losses(
+    config: Config, params: Params, linears: Linears, ops: Ops, xs: tuple[Array, Array], targets: Array, weights: Array,
+    sides: tuple[Perturbed, Perturbed], int8: bool = False,
+) -> tuple[float, float]:  # fmt: skip
+    """`head_loss` of xs[0] with the weights of sides[0] and of xs[1] with those of sides[1]: both sides' logits of a
+    tile are made together, and summed up in the parts that `head_loss` makes.
+    """
+    rows, totals = np.flatnonzero(weights), [0.0, 0.0]
+    most = tile_rows(len(targets), LOGIT_TILE // config.vocab_size)
+    name = head_name(config)
+    for at in _tiles(len(rows), both_rows(config, len(targets))):
+        part = rows[at]
+        logits = linears[name].both(np.stack([x[part] for x in xs]), sides, name, ops, int8)  # (2, rows, V)
+        for side in (0, 1):
+            for few in _tiles(len(part), most):
+                found, _ = ops.cross_entropy_forward(logits[side, few], targets[part[few]], weights[part[few]])
+                totals[side] += found
+    return totals[0], totals[1]
+
+
+def both_rows(config: Config, count: int) -> int:
+    """Positions a tile of `head_losses`: as many of `head_loss`'s tiles as keep both sides' logits below the size of
+    the head's matrix, of which two passes would make a perturbed copy. Each tile makes that matrix's z anew.
+    """
+    most = tile_rows(count, LOGIT_TILE // config.vocab_size)
+    return most * max(1, config.n_embd // 2 // max(1, most))
 
 
 def head_row_losses(

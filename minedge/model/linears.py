@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minedge.errors import MinedgeFormatError
+from minedge.model.noise import Perturbed
 from minedge.ops import Ops
 
 __all__ = ["Dense", "LinearKind", "dense_kind", "kind_class", "kind_from_dict", "register"]
@@ -97,6 +98,10 @@ class LinearKind:
         """
         raise NotImplementedError
 
+    def both(self, x: Array, sides: tuple[Perturbed, Perturbed], name: str, ops: Ops, int8: bool = False) -> Array:
+        """x (2, ..., in) -> out (2, ..., out): x[0] with the weights of the first side, x[1] with the second's."""
+        return np.stack([self.forward(half, side, name, ops, int8)[0] for half, side in zip(x, sides, strict=True)])
+
     def backward(
         self, dout: Array, cache: tuple, params: Params, name: str, ops: Ops, wanted: frozenset[str]
     ) -> tuple[Array, dict[str, Array]]:
@@ -170,6 +175,13 @@ class Dense(LinearKind):
 
     def forward(self, x: Array, params: Params, name: str, ops: Ops, int8: bool = False) -> tuple[Array, tuple]:
         return ops.linear_forward(x, params[f"{name}.weight"])
+
+    def both(self, x: Array, sides: tuple[Perturbed, Perturbed], name: str, ops: Ops, int8: bool = False) -> Array:
+        """Where the weight is perturbed, in one product that makes each z once and stores no perturbed weight."""
+        weight = f"{name}.weight"
+        if weight not in sides[0].noise.names:
+            return super().both(x, sides, name, ops, int8)
+        return sides[0].linear_both(weight, x)
 
     def backward(
         self, dout: Array, cache: tuple, params: Params, name: str, ops: Ops, wanted: frozenset[str]

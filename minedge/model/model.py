@@ -20,7 +20,7 @@ from minedge.config import Config
 from minedge.errors import UsageError
 from minedge.model import generate as _generate
 from minedge.model import speculative, transformer
-from minedge.model.both_sides import both_hidden
+from minedge.model.both_sides import both_losses
 from minedge.model.head_loss import head_loss, head_loss_and_grads, head_row_losses
 from minedge.model.linears import Dense, LinearKind
 from minedge.model.noise import Noise
@@ -110,9 +110,7 @@ class Model:
         """
         inputs, targets, weights = self._shifted(tokens, loss_mask)
         model = (self.config, self.params, self.linears)
-        plus, minus = (x.reshape(len(targets), -1) for x in both_hidden(*model, inputs, self.ops, noise, int8))
-        above = head_loss(*model, self.ops, plus, targets, weights, noise, int8)
-        below = head_loss(*model, self.ops, minus, targets, weights, replace(noise, eps=-noise.eps), int8)
+        above, below = both_losses(*model, inputs, targets, weights, self.ops, noise, int8)
         return above, below, float(weights.sum(dtype=np.float64))
 
     def token_losses(self, tokens: Array) -> Array:

@@ -28,7 +28,10 @@ _HALF = ("half_widen", "half_linear_forward", "half_linear_backward")
 _ABSMAX = ("absmax_quantize", "absmax_dequantize")
 _SPARSE = ("sparse_linear_forward", "sparse_linear_backward")
 _MASKS = ("mask_apply", "mask_apply_", "sparse_pack", "sparse_unpack")
-_PRODUCTS = tuple(f"{weight}linear_{way}" for weight in ("", "int4_", "nf4_") for way in ("forward", "backward"))
+_PRODUCTS = (
+    "linear_both",
+    *(f"{weight}linear_{way}" for weight in ("", "int4_", "nf4_") for way in ("forward", "backward")),
+)
 
 OPS: dict[str, dict[str, str]] = {
     name: {"numpy": "native", "numba": "native", "c": "native"}

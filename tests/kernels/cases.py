@@ -122,6 +122,7 @@ CASES: dict[str, Case] = {
     "normal": lambda r, n: (2**40 + 5, 1, 2, 3, n % 131, n),
     "perturb": lambda r, n: (_f(r, n), 1e-3, 5, 1, 2, 3, n % 131),
     "perturb_both": lambda r, n: (_f(r, n), 1e-3, 5, 1, 2, 3, n % 131),
+    "linear_both": lambda r, n: (_f(r, 2, n % 9 + 1, n + 1), _f(r, n % 37 + 1, n + 1), 1e-3, 5, 1, 2, 3),
     "perturb_": lambda r, n: (_f(r, n), 0.99, 1e-3, 5, 1, 2, 3, n % 131),
     "int4_quantize": lambda r, n: (_f(r, n % 5 + 1, 32 * (n // 3 + 1)), 32),
     "int4_dequantize": lambda r, n: (*_packed(r, n), 32),

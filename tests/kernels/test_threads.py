@@ -59,6 +59,7 @@ def big(name: str) -> tuple:
         "cross_entropy_backward": lambda: (0.5, (f(300, 130), rng.integers(0, 130, 300), np.abs(f(300)), f(300))),
         "linear_forward": lambda: (f(200, 400), f(130, 400)),
         "linear_backward": lambda: (f(200, 130), (f(200, 400), f(130, 400))),
+        "linear_both": lambda: (f(2, 200, 450), f(230, 450), 1e-3, 5, 1, 2, 3),
         "int4_linear_forward": lambda: (f(200, 256), *big("int4_dequantize")),
         "int4_linear_backward": lambda: (f(200, 300), big("int4_dequantize")),
         "int4_dequantize": lambda: (rng.integers(0, 256, (300, 128), dtype=np.uint8), f(300, 8).astype(np.float16), 32),
@@ -112,6 +113,7 @@ def test_batch_size_changes_no_bit(isa):
     codes8, scales8 = np.round(30 * keys).clip(-127, 127).astype(np.int8), np.abs(f(1, 440, 2)) / 50
     for one in (
         lambda a: ops["linear_forward"](a, f(50, 96, seed=4))[0],
+        lambda a: ops["linear_both"](np.stack([a, a]), f(50, 96, seed=4), 1e-3, 5, 1, 2, 3)[1],
         lambda a: ops["linear_backward"](a, (f(len(a), 50), f(96, 50, seed=4)), False)[0],
         lambda a: ops["rms_norm_forward"](a, w, 1e-5)[0],
         lambda a: ops["layer_norm_forward"](a, w, b, 1e-5)[0],

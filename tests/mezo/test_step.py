@@ -100,7 +100,7 @@ def test_int8_activations_are_those_of_decoding(tier_ops):
 def test_both_looks_make_every_number_once(monkeypatch):
     """Beside the rows of the embedding and the head, which are made where they are read."""
     model, made = tiny("llama"), []
-    ops = SimpleNamespace(**{name: getattr(model.ops, name) for name in OPS})
+    ops = SimpleNamespace(**{name: getattr(model.ops, name) for name in OPS}, name="numpy")
     noise = Noise(3, 5, 1e-3, model.trainable_names)
     sides = both_sides(model.params, noise, ops)
 

@@ -5,6 +5,9 @@ me_task ME_JOIN(ISA, KERNEL);
 #if defined(WITH_CACHE) /* the kernels that stand in one file with cached_attention */
 me_task ME_JOIN(ISA, join_spans), ME_JOIN(ISA, cache_store);
 #endif
+#if defined(WITH_NOISE) /* what gemm calls in a file of its own */
+me_task ME_JOIN(ISA, perturb_tile);
+#endif
 
 void me_run(me_task *task, const void *args, int64_t n, int64_t grain, int64_t cost) {
     (void)grain, (void)cost;
@@ -21,6 +24,9 @@ const struct me_table *me_table_of(int isa) {
 #if defined(WITH_CACHE)
     table.join_spans = ME_JOIN(ISA, join_spans);
     table.cache_store = ME_JOIN(ISA, cache_store);
+#endif
+#if defined(WITH_NOISE)
+    table.perturb_tile = ME_JOIN(ISA, perturb_tile);
 #endif
     return &table;
 }

@@ -42,7 +42,7 @@ class Mutant(NamedTuple):
     new: str
 
 
-SPARSE = "scalar/sparse.c"
+SPARSE, GEMM, NOISE = "scalar/sparse.c", "scalar/gemm.c", "avx2/noise.c"
 FEW, SUMS, ROWS = "avx512/int_few.h", "avx512/int_sums.h", "avx2/int_sums.h"
 TILES, MANY = "int4_tiles.h", "int_product.h"
 MUTANTS = [
@@ -171,12 +171,37 @@ MUTANTS = [
         "x[(i > 0 && i == n - 1 ? i - 1 : 0) * x_row + k]",
     ),
     Mutant(
+<<<<<<< HEAD
         "the last of a group spills into the next",
         "avx512",
         "gemm",
         "scalar/gemm.c",
         "m + LANES <= g->M && k + 1 < depth",
         "m + LANES <= g->M",
+=======
+        "the second look with the first's weights", "avx512", "gemm", GEMM, "&minus, packed_minus", "&minus, packed_b"
+    ),
+    Mutant("the second look at the first's input", "avx512", "gemm", GEMM, "minus.a = g->a_minus", "minus.a = g->a"),
+    Mutant("z of a tile from the row's start", "avx512", "gemm", GEMM, "start + n * g->K + k0,", "start + n * g->K,"),
+    Mutant(
+        "weights of a tile from the row's start",
+        "avx512",
+        "gemm",
+        GEMM,
+        "weight + n * g->K + k0;",
+        "weight + n * g->K;",
+    ),
+    Mutant(
+        "a tile's next row goes on with its own numbers", "avx2", "gemm", NOISE, "&k, at, next);", "&k, at, at + 64);"
+    ),
+    Mutant(
+        "rows of a tile side by side",
+        "avx2",
+        "gemm",
+        NOISE,
+        "one.weight += a->row, one.start",
+        "one.weight += a->n, one.start",
+>>>>>>> 130d808 (MeZO's two looks go through the model as one batch: linear_both makes w + eps z and w - eps z on their way into the product; a step of 135M takes 2.28 forwards in place of 2.70)
     ),
     Mutant(
         "activations without the weight's sign",
@@ -270,10 +295,18 @@ def products(lib: ctypes.CDLL | None, isa: str, kernel: str) -> Iterator[bytes]:
             if lib:
                 lib.me_gemm(0, pointer(y), pointer(x), pointer(w), 0, 1, *sizes(N, out, 2 * width))
             yield y.tobytes() if lib else ops["linear_forward"](x, w)[0].tobytes()
+<<<<<<< HEAD
             dout, dw = rng.standard_normal((N, out), dtype=np.float32), np.zeros((out, 2 * width), np.float32)
             if lib:  # the weight's gradient: both operands lie the other way
                 lib.me_gemm(0, pointer(dw), pointer(dout), pointer(x), 1, 0, *sizes(out, 2 * width, N))
             yield dw.tobytes() if lib else ops["linear_backward"](dout, (x, w))[1].tobytes()
+=======
+            both, y = np.stack([x, x + 1]), np.zeros((2, N, out), np.float32)
+            if lib:
+                given = map(pointer, (y, both, w)), map(ctypes.c_uint32, (5, 0, 1, 2, 3))
+                lib.me_linear_both(0, *given[0], ctypes.c_float(0.25), *given[1], *sizes(N, out, 2 * width))
+            yield y.tobytes() if lib else ops["linear_both"](both, w, 0.25, 5, 1, 2, 3).tobytes()
+>>>>>>> 130d808 (MeZO's two looks go through the model as one batch: linear_both makes w + eps z and w - eps z on their way into the product; a step of 135M takes 2.28 forwards in place of 2.70)
         elif kernel == "sparse_linear":
             for dtype in (np.float32, np.float16):
                 keep = rng.random((out, width)) < rng.choice([0.1, 0.5, 1.0])
@@ -352,11 +385,12 @@ def library(folder: Path, isa: str, kernel: str, change: Mutant | None) -> ctype
         *build["isa_sources"](platform.machine())[isa][1],
         f"-DISA={isa}",
         f"-DKERNEL={kernel}",
-        *(["-DWITH_CACHE"] if kernel == "cached_attention" else []),
+        *(["-DWITH_CACHE"] if kernel == "cached_attention" else ["-DWITH_NOISE"] if kernel == "gemm" else []),
     ]
     flags = [flag for flag in flags if flag not in ("-O3", "-fvisibility=hidden")]
     sources = [
         copy / isa / FILES[kernel],
+        *([copy / isa / "noise.c"] if kernel == "gemm" else []),
         copy / "calls.c",
         copy / "calls_int.c",
         copy / "engine.c",

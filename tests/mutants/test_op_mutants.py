@@ -285,6 +285,7 @@ MUTANTS = [
         "noise starts one number late", "noise", "first, last = start // 4,", "first, last = (start + 1) // 4,", "noise"
     ),
     Mutant("uniform numbers without the half step", "noise", "* STEP + HALF_STEP", "* STEP + STEP", "noise"),
+    Mutant("both looks at w + scale z", "noise", "x[1] @ minus.T", "x[1] @ plus.T", "linear_both"),
     Mutant("noise update forgets the decay", "noise", "part *= decay_factor", "part *= 1", "noise"),
 ]
 

@@ -40,6 +40,7 @@ def _calls(ops, dtype=np.float32):
         "sum_squares": (f(7),),
         "perturb": (f(3, 5), 0.1, 1, 2, 3, 4),
         "perturb_both": (f(3, 5), 0.1, 1, 2, 3, 4),
+        "linear_both": (f(2, 3, 5), f(4, 5), 0.1, 1, 2, 3, 4),
     }
     return calls, plain
 
@@ -153,6 +154,8 @@ def test_wrong_shapes_are_errors_not_memory(backend):
     packed, scales = ops.int4_quantize(f(4, 64), 32)
     for call in (
         lambda: ops.rms_norm_forward(f(3, 4), f(5), 1e-5),
+        lambda: ops.linear_both(f(2, 3, 4), f(5, 6), 0.1, 1, 2, 3, 4),
+        lambda: ops.linear_both(f(3, 3, 4), f(5, 4), 0.1, 1, 2, 3, 4),
         lambda: ops.layer_norm_forward(f(3, 4), f(4), f(5), 1e-5),
         lambda: ops.rotary_forward(f(1, 3, 2, 4), f(2, 2), f(2, 2)),
         lambda: ops.swiglu_forward(f(3, 4), f(4, 4)),

@@ -7,6 +7,7 @@ import numpy as np
 from minedge.errors import UsageError
 from minedge.ops.c_ops.checks import f32, f32_inplace
 from minedge.ops.c_ops.native import ffi, floats, lib
+from minedge.ops.numpy_ops.noise import check_both
 
 __all__ = ["OPS"]
 
@@ -69,4 +70,19 @@ def perturb_(
     lib.me_perturb(isa, pointer, ffi.NULL, pointer, float(decay), float(scale), *key, int(start), weight.size)
 
 
-OPS = {f.__name__: f for f in (normal, perturb, perturb_, perturb_both)}
+def linear_both(
+    isa: int, x: Array, weight: Array, scale: float, seed: int, step: int, sample: int, tensor: int
+) -> Array:
+    x, weight = f32(x, "x"), f32(weight, "weight")
+    check_both(x, weight)
+    key = _key(seed, step, sample, tensor, 0, weight.size)
+    out = np.empty((*x.shape[:-1], weight.shape[0]), F32)
+    sizes = out[0].size // max(1, len(weight)), *weight.shape
+    if weight.shape[1] == 0:
+        out[...] = 0
+    elif out.size and lib.me_linear_both(isa, floats(out), floats(x), floats(weight), float(scale), *key, *sizes):
+        raise MemoryError("matrix product: no memory for its packed operands")
+    return out
+
+
+OPS = {f.__name__: f for f in (normal, perturb, perturb_, perturb_both, linear_both)}

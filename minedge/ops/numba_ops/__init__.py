@@ -37,7 +37,7 @@ from minedge.ops.numba_ops.nf4 import (
     nf4_linear_forward,
     nf4_quantize,
 )
-from minedge.ops.numba_ops.noise import normal, perturb, perturb_, perturb_both
+from minedge.ops.numba_ops.noise import linear_both, normal, perturb, perturb_, perturb_both
 from minedge.ops.numba_ops.optim import adamw_, sum_squares
 from minedge.ops.numba_ops.q8 import q8_int8_linear
 
@@ -64,6 +64,7 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "linear_backward",
+    "linear_both",
     "linear_forward",
     "mask_apply",
     "mask_apply_",

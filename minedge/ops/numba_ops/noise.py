@@ -24,9 +24,10 @@ from minedge.ops.numpy_ops.noise import (
     WEYL_0,
     WEYL_1,
     _check,
+    check_both,
 )
 
-__all__ = ["normal", "perturb", "perturb_", "perturb_both"]
+__all__ = ["linear_both", "normal", "perturb", "perturb_", "perturb_both"]
 
 Array = np.ndarray
 BLOCK = 1024
@@ -116,6 +117,14 @@ def perturb_both(
 ) -> tuple[Array, Array]:
     at = (seed, step, sample, tensor, start)
     return perturb(weight, scale, *at), perturb(weight, -scale, *at)
+
+
+def linear_both(x: Array, weight: Array, scale: float, seed: int, step: int, sample: int, tensor: int) -> Array:
+    """NumPy's matrix products, with the weights of both sides; MeZO in this tier makes its looks in turn instead."""
+    x, weight = as_float32("x", x), as_float32("weight", weight)
+    check_both(x, weight)
+    plus, minus = perturb_both(weight, scale, seed, step, sample, tensor)
+    return np.stack([x[0] @ plus.T, x[1] @ minus.T])
 
 
 def perturb_(

@@ -41,7 +41,7 @@ from minedge.ops.numpy_ops.nf4 import (
     nf4_linear_forward,
     nf4_quantize,
 )
-from minedge.ops.numpy_ops.noise import normal, perturb, perturb_, perturb_both
+from minedge.ops.numpy_ops.noise import linear_both, normal, perturb, perturb_, perturb_both
 from minedge.ops.numpy_ops.optim import adamw_, sum_squares
 from minedge.ops.numpy_ops.q8 import q8_dequantize, q8_int8_linear, q8_quantize
 from minedge.ops.numpy_ops.sparse import sparse_linear_backward, sparse_linear_forward
@@ -78,6 +78,7 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_forward",
     "linear_backward",
+    "linear_both",
     "linear_forward",
     "mask_apply",
     "mask_apply_",

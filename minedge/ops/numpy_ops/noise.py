@@ -43,7 +43,9 @@ from minedge.errors import UsageError
 
 __all__ = [
     "GENERATOR_VERSION",
+    "check_both",
     "inverse_normal",
+    "linear_both",
     "normal",
     "perturb",
     "perturb_",
@@ -201,6 +203,25 @@ def perturb_both(
     """(w + scale * z, w - scale * z): bit for bit `perturb` for scale and -scale. Faster tiers make z once."""
     at = (seed, step, sample, tensor, start)
     return perturb(weight, scale, *at), perturb(weight, -scale, *at)
+
+
+def linear_both(
+    x: np.ndarray, weight: np.ndarray, scale: float, seed: int, step: int, sample: int, tensor: int
+) -> np.ndarray:
+    """`out[0] = x[0] @ (w + scale * z).T` and `out[1] = x[1] @ (w - scale * z).T`: one matrix at MeZO's two looks.
+
+    x (2, ..., in), weight (out, in) -> out (2, ..., out). It equals `perturb_both` and two `linear_forward` of its tier
+    bit for bit. The c tier makes z a few rows at a time, on their way into the product: nothing perturbed is stored.
+    """
+    check_both(x, weight)
+    plus, minus = perturb_both(weight, scale, seed, step, sample, tensor)
+    return np.stack([x[0] @ plus.T, x[1] @ minus.T])
+
+
+def check_both(x: np.ndarray, weight: np.ndarray) -> None:
+    """ValueError unless the shapes are those of `linear_both`."""
+    if weight.ndim != 2 or x.ndim < 2 or x.shape[0] != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x, weight: expected (2, ..., in) and (out, in), got {x.shape} and {weight.shape}")
 
 
 def perturb_(

@@ -33,7 +33,14 @@ from op_checks.layers import (
 from op_checks.nf4 import check_absmax, check_nf4_linear, check_nf4_quantize
 from op_checks.q8 import check_q8, check_q8_product
 from op_checks.sparse import check_sparse_linear
-from op_checks.training import check_adamw, check_cross_entropy, check_masks, check_noise, check_sum_squares
+from op_checks.training import (
+    check_adamw,
+    check_cross_entropy,
+    check_linear_both,
+    check_masks,
+    check_noise,
+    check_sum_squares,
+)
 
 __all__ = ["CHECKS", "RATIOS", "Check", "Cross"]
 
@@ -200,6 +207,7 @@ CHECKS: dict[str, Check] = {
         ("normal", "perturb", "perturb_", "perturb_both"),
         dict(count=33, start=3),
     ),
+    "linear_both": Check(check_linear_both, dict(N=_ROWS, C=_WIDTH, M=_WIDTH), ("linear_both",), dict(N=9, C=33, M=17)),
     "int4_quantize": Check(
         check_int4_quantize,
         dict(rows=_FEW, groups=_SMALL, group_size=_GROUP),

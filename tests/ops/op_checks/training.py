@@ -7,10 +7,13 @@ import zlib
 
 import numpy as np
 
-from op_checks.bounds import EXP, U, exact, within
+from op_checks.bounds import EXP, U, exact, gamma, within
 from op_checks.layers import numbers, wide
 
-__all__ = ["check_adamw", "check_cross_entropy", "check_masks", "check_noise", "check_sum_squares", "scalar_normal"]
+__all__ = [
+    "check_adamw", "check_cross_entropy", "check_linear_both", "check_masks", "check_noise", "check_sum_squares",
+    "scalar_normal",
+]  # fmt: skip
 
 
 def check_cross_entropy(ops, seed, N, V, scale=3.0):
@@ -143,3 +146,18 @@ def check_noise(ops, seed, count, start, rows=3):
     inplace = weight.copy()
     ops.perturb_(inplace, 0.999, 1e-3, *at, start)
     exact("perturb_", inplace, decay * weight + scale * z)
+
+
+def check_linear_both(ops, seed, N, C, M):
+    """Dot products of length C with the rounded w + scale z and w - scale z: n u sum |a_i b_i|; and bit for bit what
+    the tier's own perturbed copies give.
+    """
+    x, weight = numbers(seed, (2, N, C), (M, C))
+    at = (seed, 5, 1, zlib.crc32(b"lm_head.weight"))
+    z = ops.normal(*at, 0, M * C).reshape(M, C)
+    out = ops.linear_both(x, weight, 0.5, *at)
+    for side, sign in enumerate((1, -1)):
+        moved = weight + np.float32(0.5 * sign) * z
+        X, W = wide(x[side], moved)
+        within("linear_both", out[side], np.einsum("nc,mc->nm", X, W), gamma(C) * (np.abs(X) @ np.abs(W).T))
+        exact("linear_both against copies", out[side], ops.linear_forward(x[side], moved)[0])
