@@ -28,7 +28,7 @@
 #define FEW 4               /* rows of x that share one reading of the weights */
 #define TILE 16             /* rows of the weight */
 #define TILE_BLOCK 256      /* bytes of codes of one block of a tile */
-#define TILE_AHEAD 2048     /* bytes of codes that are asked for ahead of time, into the first-level cache: 29.7 GB/s from memory
+#define TILE_AHEAD 4096     /* bytes of codes that are asked for ahead of time, into the first-level cache: 29.7 GB/s from memory
                              * where the processor's own prefetching gives 26, one core of a Zen 4 (int_few.h) */
 #define PART 32             /* blocks that are brought into tiles at a time where the weight is stored by rows */
 

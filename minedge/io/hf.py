@@ -195,6 +195,8 @@ def _read_params(
             return iter([(slice(None), load([key])[key])])
         return tensors[key].file.rows(tensors[key].name, step, widen)
 
+    # An engine makes tiles of these and reads the rows no more (model/tiles.py): they need no memory of their own.
+    mapped = {f"{name}.{part}" for name in owned if _is_int4(linears[name]) for part in ("qweight", "scales")}
     ops, params = minedge.ops.get("numpy"), {}
     for name, (out_features, in_features) in linear_shapes(config).items():
         if repack is not None and linears[name] == dense_kind():
@@ -204,7 +206,9 @@ def _read_params(
                 params.update(packed[1])
                 continue
         try:
-            made = linears[name].from_storage(load(owned[name]), name, out_features, in_features, ops)
+            held = {key: tensors[key].file.view(tensors[key].name) for key in owned[name] if key in mapped}
+            held.update(load(key for key in owned[name] if key not in mapped))
+            made = linears[name].from_storage(held, name, out_features, in_features, ops)
         except (ValueError, TypeError, IndexError) as error:
             raise MinedgeFormatError(f"{folder}: tensors of {name!r}: {error}") from error
         params.update(made)
@@ -215,6 +219,13 @@ def _read_params(
     if tied_head is not None:
         _check_tied_head(tied_head, tensors.get(f"{config.arch.embed}.weight"))
     return params
+
+
+def _is_int4(kind: LinearKind) -> bool:
+    """Whether a matrix is int4, with or without adapters."""
+    while hasattr(kind, "base"):
+        kind = kind.base
+    return kind.kind == "int4"
 
 
 def _check_tensor(stored: Stored, shape: tuple[int | None, ...], dtype: str) -> None:

@@ -28,7 +28,7 @@ from minedge.errors import MinedgeError, MinedgeFormatError, UsageError
 from minedge.io.atomic import atomic_write
 from minedge.io.jsonfile import open_regular
 from minedge.io.safetensors_header import FILE_DTYPES, Header, TensorInfo, load_header, read_header
-from minedge.ops.memory import Slabs
+from minedge.ops.memory import FileMap, Slabs
 
 __all__ = ["Header", "SafetensorsFile", "TensorInfo", "read", "read_header", "write", "writer"]
 
@@ -48,10 +48,10 @@ class SafetensorsFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._file, size = open_regular(path)
-        self._slabs = Slabs(size)
+        self._file, self._size = open_regular(path)
+        self._slabs, self._map = Slabs(self._size), np.empty(0, np.uint8)
         try:
-            self.header = load_header(self._file, size, self.path)
+            self.header = load_header(self._file, self._size, self.path)
         except BaseException:
             self._file.close()
             raise
@@ -81,6 +81,25 @@ class SafetensorsFile:
             where = f"{self.path}: tensor {name!r}"
             result[name] = _read_tensor(self._file, self.header, info, target, name in turned, where, self._slabs)
         return {name: result[name] for name in wanted}
+
+    def view(self, name: str) -> np.ndarray:
+        """A tensor as it lies in the file, mapped: nothing is read until it is used, and `memory.give_back` frees what
+        was. Read like any other where its type must change or the file has it at an odd place.
+
+        The file must stay as it is while the array lives: replacing it by another, as every writer of minedge does, is
+        fine; a program that shortens it in place takes the memory away, and the process with it.
+        """
+        info = self.header.tensors[name]
+        stored, start = np.dtype(FILE_DTYPES[info.dtype]), self.header.data_start + info.begin
+        count = prod(info.shape)
+        if info.dtype in _MEMORY or not stored.isnative or not count or start % stored.itemsize or os.name != "posix":
+            return self.read([name])[name]
+        if not self._map.size:
+            try:
+                self._map = np.frombuffer(FileMap(self._file.fileno(), self._size), np.uint8)
+            except (OSError, ValueError):  # a file system that cannot, or a file that became shorter
+                return self.read([name])[name]
+        return self._map[start : start + count * stored.itemsize].view(stored).reshape(info.shape)
 
     def rows(
         self, name: str, step: int, widen: Callable[[np.ndarray], np.ndarray]

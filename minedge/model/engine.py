@@ -23,6 +23,7 @@ from minedge.model.kvcache import check_room
 from minedge.model.plan import BLOCK, Lacks, Plan, Step, compile_plan
 from minedge.model.rotary import rotary_tables
 from minedge.model.shapes import param_shapes
+from minedge.model.tiles import Tiles, tiles
 from minedge.ops import c_ops
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class Engine:
         self._alive: list[Any] = []  # what C holds pointers to
         self.caches = Cache.layers(config.n_layer, batch, max_length, config.n_kv_head, config.head_dim, kv_dtype)
         self._arrays: dict[str, Array] = dict(model.params)
+        names = [step.params for step in self.plan.steps if step.op == "int4"]
+        matrices = [(self._arrays[qweight], self._arrays[scales]) for qweight, scales in names]
+        self.tiles: dict[tuple[str, ...], Tiles] = dict(zip(names, tiles(matrices), strict=True))
         if config.uses_rotary:
             self._arrays["rotary.cos"], self._arrays["rotary.sin"] = rotary_tables(config)
         self.buffers: dict[str, tuple[Array, ...]] = {}
@@ -219,8 +223,11 @@ class Engine:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of caches and buffers; the weights are the model's own."""
-        buffers = sum(a.nbytes for arrays in self.buffers.values() for a in arrays)
+        """Bytes of caches, buffers and tiles, which the model's engines share; the weights' arrays are the model's
+        own, and what of them lies in a file needs no memory beside its tiles.
+        """
+        buffers = sum(matrix.nbytes for matrix in {id(t): t for t in self.tiles.values()}.values())
+        buffers += sum(a.nbytes for arrays in self.buffers.values() for a in arrays)
         return buffers + self._parts.nbytes + sum(cache.nbytes for cache in self.caches)
 
     # --- binding ----------------------------------------------------------------------------------------------------
@@ -270,7 +277,7 @@ class Engine:
             for side, name in zip(("x", "y"), step.inputs, strict=False):
                 setattr(c, side, self._named(name, step.layer))
             if step.op == "int4":
-                c.w, c.w2 = self._tiles(step.params)
+                c.w, c.w2 = (self._pointer(a) for a in self.tiles[step.params])
             for side, name in zip(("w", "w2", "w3"), () if step.op == "int4" else step.params, strict=False):
                 if name not in params:
                     array = self._arrays[name]
@@ -281,11 +288,6 @@ class Engine:
             if step.out != "logits":
                 c.out = self._named(step.out, step.layer)
         return steps
-
-    def _tiles(self, params: Sequence[str]) -> tuple[Any, Any]:
-        """Codes and scales of an int4 matrix in the order in which the kernels read them."""
-        codes, scales = c_ops.load()["int4_tile"](*(self._arrays[name] for name in params))
-        return self._pointer(codes), self._pointer(scales)
 
     def _named(self, name: str, layer: int) -> Any:
         return self.caches[layer].pointer if name == "cache" else self._pointers[name]

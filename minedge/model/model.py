@@ -35,7 +35,9 @@ Self = TypeVar("Self", bound="Model")
 
 
 def read_only(array: Array) -> Array:
-    """A view of the same memory that refuses writes."""
+    """The array, or a view of it that refuses writes."""
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        return array  # the same object: what was made from it (tiles.py) is found again
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
