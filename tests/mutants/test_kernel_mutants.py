@@ -171,14 +171,14 @@ MUTANTS = [
         "x[(i > 0 && i == n - 1 ? i - 1 : 0) * x_row + k]",
     ),
     Mutant(
-<<<<<<< HEAD
         "the last of a group spills into the next",
         "avx512",
         "gemm",
         "scalar/gemm.c",
         "m + LANES <= g->M && k + 1 < depth",
         "m + LANES <= g->M",
-=======
+    ),
+    Mutant(
         "the second look with the first's weights", "avx512", "gemm", GEMM, "&minus, packed_minus", "&minus, packed_b"
     ),
     Mutant("the second look at the first's input", "avx512", "gemm", GEMM, "minus.a = g->a_minus", "minus.a = g->a"),
@@ -201,7 +201,6 @@ MUTANTS = [
         NOISE,
         "one.weight += a->row, one.start",
         "one.weight += a->n, one.start",
->>>>>>> 130d808 (MeZO's two looks go through the model as one batch: linear_both makes w + eps z and w - eps z on their way into the product; a step of 135M takes 2.28 forwards in place of 2.70)
     ),
     Mutant(
         "activations without the weight's sign",
@@ -295,18 +294,15 @@ def products(lib: ctypes.CDLL | None, isa: str, kernel: str) -> Iterator[bytes]:
             if lib:
                 lib.me_gemm(0, pointer(y), pointer(x), pointer(w), 0, 1, *sizes(N, out, 2 * width))
             yield y.tobytes() if lib else ops["linear_forward"](x, w)[0].tobytes()
-<<<<<<< HEAD
             dout, dw = rng.standard_normal((N, out), dtype=np.float32), np.zeros((out, 2 * width), np.float32)
             if lib:  # the weight's gradient: both operands lie the other way
                 lib.me_gemm(0, pointer(dw), pointer(dout), pointer(x), 1, 0, *sizes(out, 2 * width, N))
             yield dw.tobytes() if lib else ops["linear_backward"](dout, (x, w))[1].tobytes()
-=======
             both, y = np.stack([x, x + 1]), np.zeros((2, N, out), np.float32)
             if lib:
                 given = map(pointer, (y, both, w)), map(ctypes.c_uint32, (5, 0, 1, 2, 3))
                 lib.me_linear_both(0, *given[0], ctypes.c_float(0.25), *given[1], *sizes(N, out, 2 * width))
             yield y.tobytes() if lib else ops["linear_both"](both, w, 0.25, 5, 1, 2, 3).tobytes()
->>>>>>> 130d808 (MeZO's two looks go through the model as one batch: linear_both makes w + eps z and w - eps z on their way into the product; a step of 135M takes 2.28 forwards in place of 2.70)
         elif kernel == "sparse_linear":
             for dtype in (np.float32, np.float16):
                 keep = rng.random((out, width)) < rng.choice([0.1, 0.5, 1.0])
