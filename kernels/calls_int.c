@@ -23,7 +23,7 @@ void me_perturb(int isa, float *out, float *other, const float *weight, float de
 }
 
 /* Blocks as me_gemm cuts them, of half as many columns, for both sides' panels stand at a time; only columns are halved where that
- * will do, for each block of rows makes z anew. Two threads and 192 columns came out best on Zen 4. */
+ * will do, for each block of rows makes z anew. */
 int me_linear_both(int isa, float *out, const float *x, const float *weight, float scale, uint32_t key0, uint32_t key1, uint32_t step,
                    uint32_t sample, uint32_t tensor, int64_t M, int64_t N, int64_t K) {
     int failed = 0;

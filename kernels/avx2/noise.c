@@ -163,7 +163,7 @@ INLINE void one_block(const struct me_noise *a, const int perturb, wide word[VEC
     int64_t i = at - a->start;
     batch(z, word, k, (uint32_t)(next / 4));
     if (i >= 0 && i + ME_NOISE_BLOCK <= a->n) {
-        if (a->row)  /* a tile's rows lie apart, too short for the processor to foresee: 1.4 times the time without this */
+        if (a->row)  /* a tile's rows lie apart, too short for the processor to foresee, so they are asked for */
             for (int line = 0; line < ME_NOISE_BLOCK; line += 16) __builtin_prefetch(a->weight + a->row + i + line);
         for (int v = 0; v < VECTORS; v++) {
             const int64_t to = i + 2 * COUNTERS * v;
