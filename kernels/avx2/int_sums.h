@@ -4,17 +4,16 @@
  *   int4: codes 0..15 unsigned: a pair is at most 2 * 15 * 128 = 3,840, and eight pairs, 30,720, still fit 16 bits;
  *   int8: |w| times x with w's sign: at most 2 * 128 * 127 = 32,512 (|x| <= 127, as int8_quantize makes it).
  *
- * 4096 x 4096, one core of an AMD EPYC (Zen 3, 3.7 GHz), the best of 100 runs beside other work, 2026-11-23:
- *   one row    int4, groups of 32 or 128: 26 GB/s of codes and scales from memory, 29 from cache; int8: 25 and 43. The
- *              limit is the memory's: plain reads of the same arrays came at 33 GB/s.
- *   64 rows    int4 250 GFLOP/s, int8 127. The limit is two multiplications a cycle: 8 maddubs, 1 madd and 2 of floats
- *              for 256 products are 343 for int4.
- * benchmarks/packed_kernels.py times the ops that these belong to; the machine should have nothing else to do. */
+ * One core of an AMD EPYC (Zen 4, 3.7 GHz), 2026-11-23:
+ *   one row    int4 in tiles, groups of 32 or 128, best of runs: 36 GB/s of codes and scales from the second-level cache, 20 to
+ *              23 from memory, which is the limit there (eight rows stored one after the other: 26, and 21 to 24).
+ *   64 rows    int4 in tiles 190 to 212 GFLOP/s. The limit is two multiplications a cycle: 8 maddubs, 1 madd and 2 of floats
+ *              for 256 products are 343 for int4. */
 #include "../vec.h"
 
 /* sums[t][h], lane r: sum over the block of code * x[t] for row 8 h + r of the tile. A vector holds four columns of eight rows;
  * its 16-bit sums take eight products of two before madd: at most 16 * 15 * 128 = 30,720. 512 weights and one row of x: 8 x
- * (load, and, shift, and), 8 x (broadcast, 2 maddubs, 2 adds), 2 madd: 74 instructions. */
+ * (load, and, shift, and), 8 x (broadcast, 2 maddubs, 2 adds), less the first 2 adds, 2 madd: 72 instructions. */
 INLINE void tile_sums(vi sums[][2], const uint8_t *codes, const int8_t *const x[], const int tokens) {
     const __m256i low = _mm256_set1_epi8(15);
     __m256i s[4][2];

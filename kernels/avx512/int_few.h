@@ -1,34 +1,39 @@
-/* few_tokens of int_product.h with AVX-512: eight rows of the weight, four int4 blocks (or two int8 blocks) of each in a vector.
+/* Few rows of x with AVX-512: few_tile of int4_tiles.h, few_tokens of int_product.h (int8).
  *
- *     row o       [ block b | b+1 | b+2 | b+3 ]   each: bytes 0..15, columns 0..15 in the low nibbles, 16..31 in the high
- *      ..                                         x0 = columns 0..15 of the four blocks of x, x1 = columns 16..31
- *     row o+7     [ block b | b+1 | b+2 | b+3 ]   p[r] = low nibbles . x0 + high nibbles . x1: four sums in each quarter
+ * few_tile, for each of 16 rows r of the weight, here the lanes:
+ *     sum = -8 * sum of x's block;  for j in 0..31: sum += code[r][j] * x[j];  y[r] = fma(sum, scale[r] * xscale, y[r])
  *
- *     p[0..7], turned over while they are added up   ->   rows o..o+7 of block b, of b+1, of b+2, of b+3
+ *     a piece of the tile  [r0: 4p..4p+3 | r1: 4p..4p+3 | .. | r15]   low nibbles: columns 4p.., high ones: columns 16+4p..
+ *     x                    [4p..4p+3 in all sixteen lanes]            one vpdpbusd adds 64 products to 16 sums
  *
- * int4, 1,024 weights and one row of x: 8 x (load, 2 and, shift, 2 vpdpbusd, a zero), 18 to add up, 2 to set in order, 4 for x,
- * 4 x (take off, convert, 2 for the scale, multiply-add) and 2 halves, 8 prefetches: 110 instructions, where AVX2 has 200.
- * Sums of int8 start at -128 * x, since codes enter as code + 128.
- * One row of x, weights in the second-level cache, one core of an AMD EPYC (Zen 4, 3.7 GHz) beside other work, best of
- * alternating runs with AVX2's kernel, 2026-11-23, AVX2's in brackets: int4, groups of 32: 36.5 GB/s of codes and scales (28.7),
- * groups of 128: 40.1 (31.0); int8: 55.5 (41.6). From memory both wait for it: int4 1.04 to 1.2 times AVX2's rate, int8 0.92
- * to 1.07. Zen 4 has four vector pipes and needs two passes for 512 bits: some 36 cycles for 1,024 weights, 59 GB/s, are the limit;
- * 48 to 58 are spent. */
-/* y[t] += blocks b..end-1 of a tile, codes and s from block b on: four columns of sixteen rows times four columns of x in all lanes.
- * A block, 512 weights and one row of x: 4 x (load, and, shift, and), 8 vpdpbusd that load x spread, an addition, a conversion,
- * multiply-add, and the start of the sums: 29 instructions; scales of a group 2 more. */
-INLINE void few_tile(vf y[FEW][2], const struct me_int_linear *a, const uint8_t *codes, const uint16_t *s, int64_t n, const int tokens,
-                     int64_t b, int64_t end) {
+ * A block, 512 weights and one row of x: 4 x (load, and, shift, and), 8 vpdpbusd that load x spread, a start and a zero of the
+ * sums, an addition, a conversion, the scale, multiply-add: 30 instructions and 4 prefetches; a group 2 more. Zen 4 needs two
+ * passes for 512 bits: about 25 cycles, 43 GB/s of codes and scales at 3.7 GHz if nothing overlapped; two blocks do.
+ * One row of x, one core of an AMD EPYC (Zen 4, 3.7 GHz), 2026-11-23, best of runs through cffi, eight rows stored one after the
+ * other, as before this layout, in brackets: 576 x 1536 in the second-level cache, groups of 32: 49 GB/s (34), of 128: 56 (34).
+ * From memory, three rounds in turn, 4096 x 4096: 25 to 28 (24 to 26), groups of 128 23 to 29 (22 to 24); 576 x 1536: 23 to 28 (20 to
+ * 23); plain reads came at 23 to 26 between them. The limit is the memory's.
+ *
+ * few_tokens (int8): eight rows of the weight, two blocks of each in a vector,
+ *     row o     [ block b | b+1 ]    p[r] = codes + 128 times x: four sums in each quarter, turned over while they are added up
+ *      ..
+ *     row o+7   [ block b | b+1 ]    -> rows o..o+7 of block b, of b+1
+ * Sums of int8 start at -128 * x, since codes enter as code + 128. In the second-level cache 55.5 GB/s (AVX2 41.6); from memory
+ * 0.92 to 1.07 times AVX2's rate. */
+
+/* y[t] += blocks b..end-1 of a tile, codes and s from block b on. */
+INLINE void few_tile(vf y[FEW][2], const struct me_int_linear *a, const uint8_t *codes, const uint16_t *s, struct ahead next, int64_t n,
+                     const int tokens, int64_t b, int64_t end) {
     const __m512i low = _mm512_set1_epi8(15);
     const int64_t blocks = a->in / BLOCK, group = a->group / BLOCK;
     __m512 sum[FEW];
     for (int t = 0; t < tokens; t++) memcpy(sum + t, y[t], sizeof *sum);
     for (; b < end; s += TILE) {
         const __m512 ws = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)s));
-        fetch_near(s, TILE_AHEAD / 8, 2 * TILE);
+        fetch_ahead(&next.s, 2 * TILE, next.soon);
         for (const int64_t stop = b + group; b < stop; b++, codes += TILE_BLOCK) {
             __m512i c[8];
-            fetch_near(codes, TILE_AHEAD, TILE_BLOCK);
+            fetch_ahead(&next.codes, TILE_BLOCK, next.soon);
 #pragma GCC unroll 4
             for (int p = 0; p < 4; p++) {
                 __m512i v = _mm512_loadu_si512(codes + 64 * p);

@@ -1,6 +1,7 @@
 """Int4 matrix products on their own: a chain of 4096 x 4096 matrices, too many for the caches, one token or 64.
 
-Every competitor has the same codes and scales in its own layout and multiplies by rounded activations (int8, one scale
+Every competitor has the same codes and scales in its own layout, brought there outside the time (a weight is loaded
+once and multiplied many times), and multiplies by rounded activations (int8, one scale
 per 32). Its first product is compared with the float64 product of the weights as they read. Rounding x ~ N(0, 1) in
 groups of 32 to steps of max|x| / 127 errs by max|x| / 127 / sqrt(12) of its deviation, and the largest of 32 normal
 numbers is about 2.1: 0.5% of the product's deviation. `RTOL` is twice that.
@@ -81,19 +82,20 @@ class _Product(Subject):
         codes, scales = weights(self.group, width)
         blocks = codes.reshape(width, -1, 32)
         packed = (blocks[..., :16] | (blocks[..., 16:] << 4)).reshape(width, -1)
-        self.chain = [(matrix(packed, i), matrix(scales, i)) for i in range(matrices)]
+        self.chain = [self.ops.int4_tile(matrix(packed, i), matrix(scales, i)) for i in range(matrices)]
+        self.width = width
         self.x = inputs(self.tokens, width)
-        self.settings = f"int4 group {self.group}, int8 activations; {self.ops.spec}"
+        self.settings = f"int4 group {self.group} in tiles of 16 rows, int8 activations; {self.ops.spec}"
         self.facts = facts_of(self.tokens, self.group, width, matrices)
-        first = self.ops.int4_int8_linear(self.x, *self.chain[0], self.group)
+        first = self.ops.int4_tile_linear(self.x, *self.chain[0], width)
         self.outputs = {"error": error_of(first, codes, scales, self.x)}
 
     def run(self, units: int, clock: Clock) -> None:
         with clock.running():
             for _ in range(units):
                 x = self.x
-                for qweight, scales in self.chain:
-                    x = self.ops.int4_int8_linear(x, qweight, scales, self.group)
+                for codes, tile_scales in self.chain:
+                    x = self.ops.int4_tile_linear(x, codes, tile_scales, self.width)
 
 
 def product(job: Mapping[str, Any]) -> Subject:
@@ -116,7 +118,8 @@ _ENTRIES = (
 PARTS = {
     "matvec": Part(
         "matvec",
-        f"int4 matrix ({WIDTH} x {WIDTH}) times one token, {MATRICES} in turn, so that weights come from memory",
+        f"int4 matrix ({WIDTH} x {WIDTH}) times one token, {MATRICES} in turn, so that weights come from memory; "
+        "everyone's weights reordered beforehand",
         _ENTRIES,
         _check,
         sizes={"tokens": 1},
