@@ -110,9 +110,9 @@ class Perturbed(Mapping[str, np.ndarray]):
 
     def linear_both(self, name: str, x: np.ndarray) -> np.ndarray:
         """x (2, ..., in) -> (2, ..., out): x[0] times `self[name]`, x[1] times the same tensor at -eps."""
-        noise = self.noise
-        at = (noise.seed, noise.step, noise.sample, self._ids[name])
-        return self.ops.linear_both(x, self.params[name], noise.eps, *at)
+        n = self.noise
+        at = (n.seed, n.step, n.sample, self._ids[name])
+        return self.ops.linear_both(x, self.params[name], n.eps, *at)
 
     def _perturb(self, name: str, weight: np.ndarray, start: int) -> np.ndarray:
         # BEGIN SOLUTION a4.1

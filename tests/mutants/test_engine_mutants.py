@@ -113,7 +113,7 @@ BUGS = [
         "self.lengths[slot] = stop - start",
         ENGINE,
     ),
-    Bug("all sequences in one slot", "engine", "self.lengths[slot], slot\n", "self.lengths[slot], 0\n", ENGINE),
+    Bug("all sequences in one slot", "engine", "self.lengths[slot], slot)\n", "self.lengths[slot], 0)\n", ENGINE),
     Bug("the last token is not read again", "session", "len(text) - last)", "len(text))", SESSION),
     Bug("what differs is kept", "session", "        self.reader.truncate(keep)\n", "", SESSION),
     Bug(
