@@ -28,9 +28,9 @@
 #define FEW 4               /* rows of x that share one reading of the weights */
 #define TILE 16             /* rows of the weight */
 #define TILE_BLOCK 256      /* bytes of codes of one block of a tile */
-#define TILE_AHEAD 4096     /* bytes of codes that are asked for ahead of time, for the first-level cache alone: what a token leaves
-                             * in the others, keys and values among it, stays there. One core of a Zen 4, from memory: 33 GB/s,
-                             * 30 to 31 asked for in all caches 2 KiB ahead, 26 by the processor's own prefetching */
+#define TILE_AHEAD 4096     /* bytes of codes that are asked for ahead of time, for the first-level cache alone: what a token leaves in the
+                             * others, keys and values among it, stays there. The loop alone, one core of a Zen 4, from memory: up to 33 GB/s;
+                             * 29 asked for in all caches 2 KiB ahead, 26 by the processor's own prefetching */
 #define PART 32             /* blocks that are brought into tiles at a time where the weight is stored by rows */
 
 typedef uint32_t v_words __attribute__((vector_size(16)));

@@ -7,12 +7,12 @@
  *     x                    [4p..4p+3 in all sixteen lanes]            one vpdpbusd adds 64 products to 16 sums
  *
  * A block, 512 weights and one row of x: 4 x (load, and, shift, and), 8 vpdpbusd that load x spread, a start and a zero of the
- * sums, an addition, a conversion, the scale, multiply-add: 30 instructions and 4 prefetches; a group 2 more. Zen 4 needs two
- * passes for 512 bits: about 25 cycles, 43 GB/s of codes and scales at 3.7 GHz if nothing overlapped; two blocks do.
+ * sums, an addition, a conversion, the scale, multiply-add: 30 instructions and 4 prefetches; a group 2 more. Zen 4 does two of
+ * 512 bits a cycle: 15 cycles, 71 GB/s of codes and scales at 3.7 GHz are the limit in the cache.
  * One row of x, one core of an AMD EPYC (Zen 4, 3.7 GHz), 2026-11-23, best of runs through cffi, eight rows stored one after the
  * other, as before this layout, in brackets: 576 x 1536 in the second-level cache, groups of 32: 49 GB/s (34), of 128: 56 (34).
  * From memory, three rounds in turn, 4096 x 4096: 25 to 28 (24 to 26), groups of 128 23 to 29 (22 to 24); 576 x 1536: 23 to 28 (20 to
- * 23); plain reads came at 23 to 26 between them. The limit is the memory's.
+ * 23); plain reads came at 23 to 26 between them: there the limit is the memory's.
  *
  * few_tokens (int8): eight rows of the weight, two blocks of each in a vector,
  *     row o     [ block b | b+1 ]    p[r] = codes + 128 times x: four sums in each quarter, turned over while they are added up
