@@ -1,4 +1,4 @@
-/* Public functions of noise, int4, nf4 and masks. */
+/* Public functions of noise, packed weights (int4, int8, 16-bit floats, NF4) and masks. */
 #include "internal.h"
 #include "int4_tiles.h"
 #include <stddef.h>
