@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minedge.bench.parts import Entry, Outputs, Part
-from minedge.bench.tasks_text import CHECKED, CLOSE, SHORT, gaps, greedy, imports, prompt_of, text_work
+from minedge.bench.parts import Entry, Part
+from minedge.bench.tasks_text import CHECKED, SHORT, check, gaps, greedy, imports, prompt_of, text_work
 from minedge.bench.worker import Clock, Subject
 
 __all__ = ["EMPTY", "PARTS", "imports", "make", "reference"]
@@ -100,15 +100,6 @@ def reference(job: Mapping[str, Any]) -> Subject:
     return subject
 
 
-def _check(who: str, outputs: Outputs, other: Outputs) -> tuple[bool, str]:
-    if who != "minedge":
-        from minedge.bench.tasks_text import check
-
-        return check(who, outputs, other)
-    worst = max(other["gaps"])
-    return worst < CLOSE, f"{len(other['gaps'])} tokens by the NumPy specification: largest gap {worst:.4f} sd"
-
-
 _OURS = "minedge.bench.tasks_context"
 PARTS = {
     "context": Part(
@@ -119,7 +110,7 @@ PARTS = {
             Entry("minedge", f"{_OURS}:make", ("int4",), EMPTY, {"context": SHORT}, alone=True),
             Entry("llama.cpp", "minedge.bench.peers_llama:decode", ("q4_0",), "Q4_0"),
         ),
-        _check,
+        check,
         f"{_OURS}:reference",
         {"context": 4096},
         scores=True,

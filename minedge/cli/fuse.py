@@ -99,7 +99,7 @@ def _weights(text: str | None) -> dict[str, float] | None:
 def _verified(model: Any, saved: Any, weights: dict[str, float] | None, console: Console) -> dict[str, Any]:
     """Merged against unmerged: logits, and where the weights had to be rounded again, what that costs."""
     import minedge
-    from minedge.compress.compositions import core
+    from minedge.model.linears import core
 
     difference, largest, same, positions = _compared(minedge.lora.beside(model, weights), saved)
     report: dict[str, Any] = {

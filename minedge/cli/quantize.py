@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,44 +68,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    import minedge
-
     kind = _type(args)
     bits, usual = TYPES.get(kind, (16, 32))
     size = args.group_size or usual
-    made = _kind(kind, size, args)
-    shared = {"embeddings": args.embeddings, "strict": args.strict}
+    linear, pack = _ways(args, size)[kind]
     if _packs_while_reading(args):
-        packed, dataset = prepare(args, pack=made, **shared)
+        packed, dataset = prepare(args, pack=linear, embeddings=args.embeddings, strict=args.strict)
         model = _before(packed)
     else:
         model, dataset = prepare(args)
-        if kind in HALVES:
-            packed = minedge.quant.half(model, kind, embeddings=args.embeddings)
-        elif kind == "int8":
-            packed = minedge.quant.int8(model, **shared)
-        elif kind == "nf4":
-            packed = minedge.quant.nf4(model, size, double_quant=not args.no_double_quant, **shared)
-        else:
-            packed = minedge.quant.int4(model, size, scale=args.scale or "max", **shared)
-    dense = sorted(name for name, made in packed.linears.items() if kind not in str(made.to_dict()))
+        packed = pack(model)
+    dense = sorted(name for name, each in packed.linears.items() if kind not in str(each.to_dict()))
     save(packed, args, args.dtype or file_dtype(args.model))
     facts = {"type": kind, "bits": bits, "group_size": None if kind in HALVES else size, "dense_linears": dense}
     report_change(args, console, model, packed, dataset, **facts)
     return 0
 
 
-def _kind(kind: str, size: int, args: argparse.Namespace) -> Any:
-    """The linear kind that --type and the options beside it describe."""
+def _ways(args: argparse.Namespace, size: int) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+    """Type -> the linear kind, for packing while a file is read, and the verb that packs a model in memory."""
     from minedge import quant
 
-    if kind == "nf4":
-        return quant.NF4(size, not args.no_double_quant)
-    return (
-        quant.Int4(size)
-        if kind == "int4"
-        else {"int8": quant.Int8, "float16": quant.Float16}.get(kind, quant.BFloat16)()
-    )
+    some = {"embeddings": args.embeddings}
+    both, double = {**some, "strict": args.strict}, not args.no_double_quant
+    return {
+        "int4": (quant.Int4(size), lambda model: quant.int4(model, size, scale=args.scale or "max", **both)),
+        "nf4": (quant.NF4(size, double), lambda model: quant.nf4(model, size, double_quant=double, **both)),
+        "int8": (quant.Int8(), lambda model: quant.int8(model, **both)),
+        "float16": (quant.Float16(), lambda model: quant.half(model, "float16", **some)),
+        "bfloat16": (quant.BFloat16(), lambda model: quant.half(model, "bfloat16", **some)),
+    }
 
 
 def _packs_while_reading(args: argparse.Namespace) -> bool:

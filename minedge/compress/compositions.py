@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from minedge.config import Config, did_you_mean
 from minedge.errors import UsageError
-from minedge.model.linears import LinearKind
+from minedge.model.linears import LinearKind, core
 from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes
 
@@ -25,7 +25,6 @@ __all__ = [
     "adapters",
     "check_applies",
     "check_base",
-    "core",
     "default_trainable",
     "select",
     "with_core",
@@ -177,13 +176,6 @@ def check_applies(method: str, kind: LinearKind, name: str) -> None:
     rule = APPLIES.get((method, core(kind).kind), Rule(False, "this combination is not defined"))
     if not rule.legal:
         raise UsageError(f"{method} on {name} ({core(kind).kind}): {rule.why}")
-
-
-def core(kind: Any) -> Any:
-    """The kind below all adapters."""
-    while kind.is_adapter:
-        kind = kind.base
-    return kind
 
 
 def adapters(kind: Any) -> list[Any]:

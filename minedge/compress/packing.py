@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minedge.compress.compositions import check_applies, core, with_core
+from minedge.compress.compositions import check_applies, with_core
 from minedge.config import Config
 from minedge.errors import UsageError
 from minedge.io.hf import Repack, Rows
-from minedge.model.linears import LinearKind, dense_kind
+from minedge.model.linears import LinearKind, core, dense_kind
 from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops

@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from minedge.compress.compositions import check_applies, check_base, core, select, with_core
+from minedge.compress.compositions import check_applies, check_base, select, with_core
 from minedge.errors import UsageError
-from minedge.model.linears import Dense, LinearKind, Params, Shapes, register
+from minedge.model.linears import Dense, LinearKind, Params, Shapes, core, register
 from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops

@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from minedge.compress.compositions import check_applies, core, with_core
+from minedge.compress.compositions import check_applies, with_core
 from minedge.compress.prune import Masked, check_pattern
 from minedge.config import did_you_mean, integer
 from minedge.errors import UsageError
-from minedge.model.linears import LinearKind, Params, Shapes, register
+from minedge.model.linears import LinearKind, Params, Shapes, core, register
 from minedge.model.model import Model
 from minedge.model.shapes import linear_shapes
 from minedge.ops import Ops

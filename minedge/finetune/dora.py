@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minedge.compress.compositions import core
 from minedge.finetune.lora import LoRA
-from minedge.model.linears import Params, Shapes, register
+from minedge.model.linears import Params, Shapes, core, register
 from minedge.ops import Ops
 
 __all__ = ["DoRA"]

@@ -29,12 +29,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from minedge.compress.compositions import adapters, check_applies, check_base, core, default_trainable, select
+from minedge.compress.compositions import adapters, check_applies, check_base, default_trainable, select
 from minedge.config import integer
 from minedge.errors import UsageError
 from minedge.finetune.lora_files import load_adapter, refuse_second, save_adapter
 from minedge.finetune.lora_several import beside, chosen, factors_of, set_active, stack, without
-from minedge.model.linears import Dense, LinearKind, Params, Shapes, kind_class, register
+from minedge.model.linears import Dense, LinearKind, Params, Shapes, core, kind_class, register
 from minedge.model.model import Model
 from minedge.model.noise import tensor_id
 from minedge.model.shapes import linear_shapes

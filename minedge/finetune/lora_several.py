@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minedge.compress.compositions import adapters, core
+from minedge.compress.compositions import adapters
 from minedge.config import did_you_mean
 from minedge.errors import UsageError
 from minedge.finetune.lora_files import named_adapters, refuse_second
-from minedge.model.linears import LinearKind, Params, Shapes
+from minedge.model.linears import LinearKind, Params, Shapes, core
 from minedge.model.model import Model
 from minedge.ops import Ops
 

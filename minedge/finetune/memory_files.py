@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from minedge.compress.compositions import core
 from minedge.config import Config
 from minedge.finetune.memory import Trace, array_bytes
 from minedge.finetune.memory_needs import F
-from minedge.model.linears import LinearKind
+from minedge.model.linears import LinearKind, core
 from minedge.model.shapes import linear_shapes, param_shapes
 
 __all__ = ["loading", "packing", "saving"]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minedge.compress import int4, int8
-from minedge.compress.compositions import core
-from minedge.model.linears import LinearKind
+from minedge.model.linears import LinearKind, core
 from minedge.ops.numpy_ops.nf4 import TILE
 
 __all__ = ["F", "Need", "need_of"]

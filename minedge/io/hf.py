@@ -26,7 +26,7 @@ from minedge.errors import MinedgeError, MinedgeFormatError
 from minedge.io.atomic import recover_dir
 from minedge.io.hf_weights import Stored, member, open_weights
 from minedge.io.jsonfile import read_json
-from minedge.model.linears import LinearKind, Shapes, dense_kind, kind_from_dict
+from minedge.model.linears import LinearKind, Shapes, core, dense_kind, kind_from_dict
 from minedge.model.shapes import linear_shapes, param_shapes
 
 __all__ = [
@@ -196,7 +196,8 @@ def _read_params(
         return tensors[key].file.rows(tensors[key].name, step, widen)
 
     # An engine makes tiles of these and reads the rows no more (model/tiles.py): they need no memory of their own.
-    mapped = {f"{name}.{part}" for name in owned if _is_int4(linears[name]) for part in ("qweight", "scales")}
+    int4 = [name for name in owned if core(linears[name]).kind == "int4"]
+    mapped = {f"{name}.{part}" for name in int4 for part in ("qweight", "scales")}
     ops, params = minedge.ops.get("numpy"), {}
     for name, (out_features, in_features) in linear_shapes(config).items():
         if repack is not None and linears[name] == dense_kind():
@@ -219,13 +220,6 @@ def _read_params(
     if tied_head is not None:
         _check_tied_head(tied_head, tensors.get(f"{config.arch.embed}.weight"))
     return params
-
-
-def _is_int4(kind: LinearKind) -> bool:
-    """Whether a matrix is int4, with or without adapters."""
-    while hasattr(kind, "base"):
-        kind = kind.base
-    return kind.kind == "int4"
 
 
 def _check_tensor(stored: Stored, shape: tuple[int | None, ...], dtype: str) -> None:

@@ -59,18 +59,19 @@ def both_losses(
 ) -> tuple[float, float]:  # fmt: skip
     """`head_loss` after `forward_hidden`, at w + eps z and at w - eps z. tokens (B, T); targets, weights (B T,)."""
     model = (config, params, linears)
-    plus, minus = (x.reshape(len(targets), -1) for x in both_hidden(*model, tokens, ops, noise, int8))
-    if together(config, linears, noise.names, tokens.size, ops.name):
+    at_once = together(config, linears, noise.names, tokens.size, ops.name)
+    plus, minus = (x.reshape(len(targets), -1) for x in both_hidden(*model, tokens, ops, noise, int8, at_once))
+    if at_once:
         return head_losses(*model, ops, (plus, minus), targets, weights, both_sides(params, noise, ops), int8)
     above = head_loss(*model, ops, plus, targets, weights, noise, int8)
     return above, head_loss(*model, ops, minus, targets, weights, replace(noise, eps=-noise.eps), int8)
 
 
 def both_hidden(
-    config: Config, params: Params, linears: Linears, tokens: Array, ops: Ops, noise: Noise, int8: bool = False
-) -> tuple[Array, Array]:
+    config: Config, params: Params, linears: Linears, tokens: Array, ops: Ops, noise: Noise, int8: bool = False,
+    at_once: bool = False,
+) -> tuple[Array, Array]:  # fmt: skip
     """`transformer.forward_hidden` at w + eps z and at w - eps z: tokens (B, T) -> twice (B, T, C)."""
-    at_once = together(config, linears, noise.names, tokens.size, ops.name)
     return (_together if at_once else _in_turn)(config, params, linears, tokens, ops, noise, int8)
 
 

@@ -24,7 +24,7 @@ from minedge.errors import MinedgeFormatError
 from minedge.model.noise import Perturbed
 from minedge.ops import Ops
 
-__all__ = ["Dense", "LinearKind", "dense_kind", "kind_class", "kind_from_dict", "register"]
+__all__ = ["Dense", "LinearKind", "core", "dense_kind", "kind_class", "kind_from_dict", "register"]
 
 Array = NDArray[Any]
 Params = Mapping[str, Array]
@@ -54,6 +54,13 @@ def register(name: str) -> Callable[[type[LinearKind]], type[LinearKind]]:
         return cls
 
     return add
+
+
+def core(kind: Any) -> Any:
+    """The kind below all adapters."""
+    while kind.is_adapter:
+        kind = kind.base
+    return kind
 
 
 def kind_class(kind: Any) -> Any:

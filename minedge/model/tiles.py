@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from minedge.ops.memory import Slabs, give_back
@@ -26,8 +25,7 @@ from minedge.ops.memory import Slabs, give_back
 __all__ = ["Tiles", "tiles"]
 
 Array = NDArray[Any]
-BLOCK, TILE = 32, 16  # columns that share a scale at least, rows of a tile
-U8, F16 = np.dtype(np.uint8), np.dtype(np.float16)
+TILE = 16  # rows
 
 
 class Tiles(NamedTuple):
@@ -65,15 +63,9 @@ def _size(array: Array) -> int:
 
 
 def _make(qweight: Array, scales: Array, slabs: Slabs) -> Tiles:
-    from minedge.ops.c_ops.native import halves, lib, unsigned_bytes
+    from minedge.ops.c_ops.int4 import int4_tile  # here: without a compiler there is none, and nobody asks for tiles
 
-    (out, groups), width = scales.shape, 2 * qweight.shape[1]
-    count = -(-out // TILE)
-    made = Tiles(slabs.empty((count, width // BLOCK, 4, TILE, 4), U8), slabs.empty((count, groups, TILE), F16))
-    q, s = (np.require(a, requirements=["C", "A"]) for a in (qweight, scales))
-    lib.me_int4_tile(
-        unsigned_bytes(made.codes), halves(made.scales), unsigned_bytes(q), halves(s), width // groups, out, width
-    )
+    made = Tiles(*int4_tile(0, qweight, scales, slabs.empty))
     give_back(qweight)
     give_back(scales)
     if not (qweight.flags.writeable or scales.flags.writeable):

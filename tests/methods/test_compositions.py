@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minedge import lora, prune, quant, sparse
-from minedge.compress.compositions import APPLIES, WRAPS, core
+from minedge.compress.compositions import APPLIES, WRAPS
 from minedge.compress.half import BFloat16, Float16
 from minedge.compress.int4 import Int4
 from minedge.compress.int8 import Int8
@@ -21,7 +21,7 @@ from minedge.compress.sparse import Sparse
 from minedge.errors import UsageError
 from minedge.finetune.dora import DoRA
 from minedge.finetune.lora import LoRA
-from minedge.model.linears import Dense
+from minedge.model.linears import Dense, core
 from tests.methods.common import fingerprint, model, tokens
 
 KINDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,6 +17,7 @@ F32 = np.float32
 U8, I8, F16 = np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.float16)
 BLOCK, TILE = 32, 16
 LINE = 64  # bytes of a cache line
+Empty = Callable[[tuple[int, ...], np.dtype], Array]  # what makes an uninitialized array
 
 
 def _packed(qweight: Array, scales: Array, group_size: int) -> tuple[Array, Array, int, int]:
@@ -108,11 +110,11 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Array:
     return space[start : start + size].view(dtype).reshape(shape)
 
 
-def int4_tile(isa: int, qweight: Array, scales: Array) -> tuple[Array, Array]:
+def int4_tile(isa: int, qweight: Array, scales: Array, empty: Empty = _aligned) -> tuple[Array, Array]:
     need(scales.ndim == 2 and scales.shape[1] > 0, f"scales: expected (out, in/group_size), got {scales.shape}")
     qweight, scales, out, width = _packed(qweight, scales, 2 * qweight.shape[-1] // scales.shape[1])
     tiles, groups = -(-out // TILE), scales.shape[1]
-    codes, tile_scales = _aligned((tiles, width // BLOCK, 4, TILE, 4), U8), _aligned((tiles, groups, TILE), F16)
+    codes, tile_scales = empty((tiles, width // BLOCK, 4, TILE, 4), U8), empty((tiles, groups, TILE), F16)
     lib.me_int4_tile(
         unsigned_bytes(codes), halves(tile_scales), unsigned_bytes(qweight), halves(scales), width // groups, out, width
     )
