@@ -37,7 +37,9 @@ class DivergedError(MinedgeError, ArithmeticError):
     exit_code = 4
 
 
-class Interrupted(MinedgeError):  # noqa: N818 - it is not an error that training was stopped
-    """Training that was asked to stop (Ctrl-C, SIGTERM) and did, after a checkpoint; the message says how to go on."""
+class Interrupted(MinedgeError):  # noqa: N818 - it is not an error that something was stopped
+    """Work that was asked to stop (Ctrl-C, SIGTERM) and did, keeping what was done; the message says what that is, or
+    how to go on.
+    """
 
     exit_code = 130

@@ -7,8 +7,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from minedge.errors import Interrupted, MinedgeError, UsageError
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, words: list[str]) -> int:
     from minedge.cli.console import Console
-    from minedge.cli.parser import Parser
+    from minedge.cli.parser import Parser, in_options
     from minedge.config import did_you_mean
 
     if verb not in VERBS:
@@ -96,8 +97,12 @@ def _run(verb: str, words: list[str]) -> int:
     expand = getattr(module, "expand", None)  # train puts a config file's options in front of the words
     args = parser.read(expand(parser, words) if expand else words)
     own_threads = getattr(module, "OWN_THREADS", False)  # bench: for the processes that it measures
-    with _threads(None if own_threads else args.threads), _short_warnings(verb):
-        return module.run(args, Console(args.json, args.quiet))
+    typed = partial(in_options, parser=parser, called=getattr(module, "CALLED", {}))
+    try:
+        with _threads(None if own_threads else args.threads), _short_warnings(verb, typed):
+            return module.run(args, Console(args.json, args.quiet))
+    except UsageError as error:
+        raise UsageError(typed(str(error))) from error
 
 
 @contextmanager
@@ -131,14 +136,14 @@ def _threads(n: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _short_warnings(verb: str) -> Iterator[None]:
+def _short_warnings(verb: str, typed: Callable[[str], str] = str) -> Iterator[None]:
     """Warnings as one line each, without the source line that raised them; with --quiet too: nobody asked for less
     than what is wrong.
     """
 
     def show(message: Any, category: type[Warning], *_: Any) -> None:
         if issubclass(category, (UserWarning, RuntimeWarning)):
-            print(f"minedge {verb}: warning: {_one_line(message)}", file=sys.stderr)
+            print(f"minedge {verb}: warning: {typed(_one_line(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show  # type: ignore[assignment]

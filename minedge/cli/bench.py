@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             action.type, action.metavar = _thread_counts, "N,..."
             action.help = "numbers of threads, each measured on as many CPUs (default: all CPUs)"
         if "--backend" in action.option_strings:
-            action.metavar = "NAME,..."
+            action.type, action.metavar = None, "NAME,..."
             action.help = "of minedge; several are measured against each other, such as c,c:scalar,numba,numpy"
     add = parser.add_argument
     add(

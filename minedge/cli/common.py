@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minedge.cli.parser import argument_of
 from minedge.errors import MinedgeFormatError, UsageError
 from minedge.io.owned import read_by_loading, why_kept
 
@@ -44,17 +45,16 @@ def find(name: str) -> Path:
     return path
 
 
-def model_path(name: str) -> Path:
-    """`find`, and of a training run's folder the model in it."""
+def model_path(name: str, adapter: bool = True) -> Path:
+    """`find`, and of a training run's folder the model in it. `adapter` says whether the verb has --adapter-path."""
     path = find(name)
     if not _is_run(path):
         return path
     if (path / "model").is_dir():
         return path / "model"
     if (path / "adapter").is_dir():
-        raise UsageError(
-            f"--model: {name!r} is a run that trained an adapter; give its base, and --adapter-path {name}/adapter"
-        )
+        how = "give its base, and" if adapter else "merge it into its base first: minedge fuse"
+        raise UsageError(f"--model: {name!r} is a run that trained an adapter; {how} --adapter-path {name}/adapter")
     raise UsageError(
         f"--model: {name!r} is a run that has no model yet; finish it with minedge train ... --resume auto"
     )
@@ -93,14 +93,16 @@ def lora_target(config: Any) -> list[str]:
 
 @contextmanager
 def flags(**options: str) -> Iterator[None]:
-    """Errors about these arguments name the options that the user typed: flags(r="--lora-rank")."""
+    """Errors about these arguments name the options that the user typed, where that is not the option that the parser
+    has for such an argument: flags(model="--draft-model").
+    """
     try:
         yield
     except UsageError as error:
-        name, colon, rest = str(error).partition(":")
+        name = argument_of(str(error))
         if name not in options:
             raise
-        raise UsageError(f"{options[name]}{colon}{rest}") from error
+        raise UsageError(options[name] + str(error)[len(name) :]) from error
 
 
 def need_tokenizer(model: Any) -> Any:

@@ -26,6 +26,8 @@ EXAMPLES = (
 )
 TYPES = {"gguf": ("keep", "f32", "f16", "q8_0", "q4_0"), "hf": ("f32", "f16"), "minedge": ("keep", "f32", "f16")}
 _PLACES = {"gguf": "a GGUF file", "hf": "a folder for transformers", "minedge": "a minedge folder"}
+# The arguments have no names of their own on the command line.
+CALLED = {"model": "SRC", "--model": "SRC", "out": "DST", "--out": "DST"}
 FILE_ENDINGS = (".bin", ".gguf", ".safetensors")
 _FOLDER_DTYPES = {"keep": None, "f32": "float32", "f16": "float16"}
 
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     elif out.is_dir() or (out.exists() and not args.overwrite):
         problem = "is a folder, expected a file's name" if out.is_dir() else "exists already; --overwrite replaces it"
         raise UsageError(f"DST: {str(out)!r} {problem}")
-    source = model_path(args.source)
+    source = model_path(args.source, adapter=False)
     check_apart(out, find(args.source), source)
     if to == "gguf" and out.exists() and not _is_gguf(out):
         raise UsageError(f"DST: {str(out)!r} is no GGUF file, so --overwrite does not replace it; choose another name")

@@ -13,6 +13,7 @@ from typing import Any
 
 from minedge.cli.console import Console
 from minedge.cli.text import size
+from minedge.errors import MinedgeError
 from minedge.ops import use_backend
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "add_options", "run"]
@@ -85,10 +86,10 @@ def examine() -> dict[str, Any]:
         "default": default,
         "kernels": kernels,
         "details": _details(kernels),
-        "engine": _engine(),
+        "engine": _engine(kernels),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("MINEDGE_")},
         "ops": table,
-        "advice": _advice(backends, default, wrong),
+        "advice": _advice(backends, default, wrong or kernels.get("why_not", "")),
     }
 
 
@@ -128,53 +129,54 @@ def _packages() -> dict[str, str]:
 
 
 def _kernels() -> dict[str, Any]:
-    """State of the compiled extension."""
+    """State of the compiled extension; why_not also says what is wrong with MINEDGE_THREADS or MINEDGE_ISA."""
     try:
         from minedge.ops import c_ops
-
-        if not c_ops.available():
-            return {"available": False, "why_not": _short(c_ops.why_not())}
-        return {
-            "available": True,
-            "isas": {name: bool(supported) for name, supported in c_ops.isas()},
-            "chosen": c_ops.isa(),
-            "threads": c_ops.threads(),
-        }
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, MinedgeError) as error:
         return {"available": False, "why_not": _short(str(error))}
+    if not c_ops.available():
+        return {"available": False, "why_not": _short(c_ops.why_not())}
+    isas = {name: bool(supported) for name, supported in c_ops.isas()}
+    found = {"available": True, "isas": isas, "chosen": None, "threads": c_ops.threads()}
+    try:
+        return {**found, "chosen": c_ops.isa()}
+    except MinedgeError as error:
+        return {**found, "why_not": _short(str(error))}
 
 
-def _engine() -> dict[str, Any]:
+def _engine(kernels: dict[str, Any]) -> dict[str, Any]:
     """Whether the engine can run here, and which kinds of matrices it knows."""
     from minedge.model.plan import PRODUCTS
-    from minedge.ops import c_ops
 
-    return {"available": c_ops.available(), "why_not": _short(c_ops.why_not()), "kinds": sorted(PRODUCTS)}
+    why_not = kernels.get("why_not", "")
+    return {"available": not why_not, "why_not": why_not, "kinds": sorted(PRODUCTS)}
 
 
 def _details(kernels: dict[str, Any]) -> dict[str, str]:
     """A note per backend that is there."""
     out = {"numpy": "the specification", "numba": "compiled at first use, then cached"}
-    if kernels["available"]:
+    if kernels.get("chosen"):
         out["c"] = f"uses {kernels['chosen']}, {kernels['threads']} threads"
     return out
 
 
 def _default(backends: dict[str, str]) -> tuple[str, str]:
-    """(the default backend, what is wrong with MINEDGE_BACKEND if anything)."""
+    """(the default backend, what is wrong with it or with the variables that choose it)."""
     from minedge import ops
-    from minedge.errors import BackendError
 
-    name = ops.default_backend()
+    name = "none"
     try:
+        name = ops.default_backend()
         ops.get(name)
-    except BackendError as error:
+    except MinedgeError as error:
         return name, str(error)
     return name, ""
 
 
 def _advice(backends: dict[str, str], default: str, wrong: str) -> str:
-    if wrong:
+    if _short(wrong).startswith("MINEDGE_"):  # the environment chooses what is not there
+        return f"{_short(wrong)}; unset it"
+    if wrong and backends.get(default) != "":
         return f"MINEDGE_BACKEND={default} cannot be used ({_short(wrong)}); unset it"
     fastest = "leave out MINEDGE_BACKEND and --backend for the fastest"
     if default == "c":

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import check_utf8, load_model, model_facts, need_tokenizer, read_prompt
+from minedge.cli.common import check_utf8, flags, load_model, model_facts, need_tokenizer, read_prompt
 from minedge.cli.console import Console
 from minedge.cli.parser import fraction, integer, model_options, real
-from minedge.errors import UsageError
+from minedge.errors import Interrupted, UsageError
 from minedge.model.generate import Sampling, generate_texts
 from minedge.model.kvcache import default_kv_dtype
 
@@ -110,7 +111,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if draft:
         del settings["kv_dtype"]
     if len(prompts) > 1:
-        return _run_many(model, prompts, stops, {**settings, **draft}, console)
+        with flags(prompt="--prompt" if args.prompt else "--prompts"):
+            return _run_many(model, prompts, stops, {**settings, **draft}, console)
     session = _session(model, args)
     meter = Meter(need_tokenizer(model))
     pieces: list[str] = []
@@ -170,33 +172,65 @@ def _prompts(args: argparse.Namespace) -> list[str]:
 
 
 def _run_many(model: Any, prompts: list[str], stops: list[str], settings: dict[str, Any], console: Console) -> int:
-    """Several prompts: each text under its prompt, once all are done."""
+    """Several prompts: each text under its prompt, in their order, as soon as it and those before it are done. Ctrl-C
+    keeps those that are finished.
+    """
     need_tokenizer(model)
-    counts: list[dict[str, Any]] = []
+    texts: dict[int, str] = {}
+    counts: dict[int, dict[str, Any]] = {}
+    shown: set[int] = set()
     started = time.perf_counter()
-    if "draft_model" in settings:
-        texts = model.generate(prompts, stop=stops, **settings)
-        counts = [{"generated_tokens": len(model.tokenizer.encode(text))} for text in texts]  # about: joins may differ
+
+    def show(which: Iterable[int]) -> None:
+        for i in which:
+            shown.add(i)
+            console.out(f"{prompts[i]}{texts[i]}\n")
+            if "ended" in counts[i] and not console.json_mode:
+                tokens = f"prompt {counts[i]['prompt_tokens']} tokens, generated {counts[i]['generated_tokens']} tokens"
+                console.status(f"{tokens}; {WHY[counts[i]['ended']]}")
+
+    def done(i: int, text: str, row: dict[str, Any]) -> None:
+        texts[i], counts[i] = text, row
+        show(takewhile(texts.__contains__, range(len(shown), len(prompts))))
+
+    try:
+        _continue(model, prompts, stops, settings, done)
+    except KeyboardInterrupt:
+        show(i for i in sorted(texts) if i not in shown)
+        interrupted = True
     else:
-        sampling = Sampling(**{key: value for key, value in settings.items() if key not in ("max_tokens", "kv_dtype")})
-        texts = generate_texts(
-            model, prompts, settings["max_tokens"], sampling, stops, settings["kv_dtype"], counts
-        )  # fmt: skip
+        interrupted = False
     seconds = time.perf_counter() - started
-    count = sum(row["generated_tokens"] for row in counts)
+    count = sum(row["generated_tokens"] for row in counts.values())
     if not console.json_mode:
-        for prompt, text, row in zip(prompts, texts, counts, strict=True):
-            console.out(f"{prompt}{text}\n")
-            if "ended" in row:
-                tokens = f"prompt {row['prompt_tokens']} tokens, generated {row['generated_tokens']} tokens"
-                console.status(f"{tokens}; {WHY[row['ended']]}")
         console.status(f"{len(texts)} texts, {count} tokens at {count / seconds:,.0f} tokens/s ({model.ops.spec})")
     settings = {key: value for key, value in settings.items() if not key.startswith("draft_")}
+    numbers = range(len(prompts))
     console.result({
-        "texts": texts, "prompts": prompts, "per_text": counts, "generated_tokens": count, "seconds": seconds,
+        "texts": [texts.get(i) for i in numbers], "prompts": prompts, "per_text": [counts.get(i) for i in numbers],
+        "generated_tokens": count, "seconds": seconds, "interrupted": interrupted,
         "settings": {**settings, "stop": stops}, "model": model_facts(model),
     })  # fmt: skip
+    if interrupted:
+        raise Interrupted(f"interrupted; {len(texts)} of {len(prompts)} texts were finished")
     return 0
+
+
+def _continue(
+    model: Any,
+    prompts: list[str],
+    stops: list[str],
+    settings: dict[str, Any],
+    done: Callable[[int, str, dict[str, Any]], None],
+) -> None:
+    """Continue all prompts; `done` is told each text, as `generate_texts` says."""
+    if "draft_model" in settings:
+        for i, prompt in enumerate(prompts):
+            text = model.generate(prompt, stop=stops, **settings)
+            done(i, text, {"generated_tokens": len(model.tokenizer.encode(text))})  # about: joins may differ
+        return
+    sampling = Sampling(**{key: value for key, value in settings.items() if key not in ("max_tokens", "kv_dtype")})
+    generate_texts(model, prompts, settings["max_tokens"], sampling, stops, settings["kv_dtype"], done)
 
 
 def _session(model: Any, args: argparse.Namespace) -> Any:
@@ -235,13 +269,14 @@ def draft_of(args: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         if args.num_draft_tokens is not None:
             raise UsageError("--num-draft-tokens: belongs to --draft-model, which is missing")
         return {}, counts
-    model = load_model(argparse.Namespace(model=args.draft_model, backend=args.backend))
+    with flags(**dict.fromkeys(("model", "--model"), "--draft-model")):
+        model = load_model(argparse.Namespace(model=args.draft_model, backend=args.backend))
     need_tokenizer(model)
     return {"draft_model": model, "n_draft": args.num_draft_tokens or 4, "draft_counts": counts}, counts
 
 
 class Meter:
-    """A tokenizer that counts and times: the loop decodes after every token, so `decode_after` is called for each."""
+    """A tokenizer that counts and times: the loop (model/pieces.py) calls `decode_after` once for each token."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
@@ -260,9 +295,8 @@ class Meter:
         return ids
 
     def decode_after(self, before: Sequence[int], ids: Iterable[int]) -> str:
-        ids = list(ids)
-        self.last, self.generated = time.perf_counter(), len(ids)
-        if len(ids) == 1:
+        self.last, self.generated = time.perf_counter(), self.generated + 1
+        if self.generated == 1:
             self.first = self.last
         return self._tokenizer.decode_after(before, ids)
 

@@ -21,6 +21,7 @@ DESCRIPTION = """Open a model folder, a LoRA adapter, a training run, one of the
 strictly as loading does, and show what is in it: architecture, tensors, linear kinds, bytes by part, tokenizer. A
 damaged file gives the reason and exit code 3. Tokenizers and chat templates are opened in a child process with little
 memory and time."""
+CALLED = {"model": "FILE_OR_DIR", "--model": "FILE_OR_DIR"}
 EXAMPLES = (
     "minedge inspect bundled",
     "minedge inspect my-int4 --tensors",

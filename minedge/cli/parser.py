@@ -6,13 +6,16 @@ import argparse
 import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from minedge.config import did_you_mean
 from minedge.errors import UsageError
 
-__all__ = ["Parser", "fraction", "integer", "model_options", "one_of", "output_options", "real", "size_map"]
+__all__ = [
+    "Parser", "argument_of", "fraction", "in_options", "integer", "model_options", "one_of", "output_options", "real",
+    "size_map",
+]  # fmt: skip
 
 BACKENDS = ("numpy", "numba", "c", "c:scalar", "c:avx2", "c:avx512", "c:neon")
 
@@ -34,8 +37,9 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--quiet", action="store_true", help="no plan, no progress; only the result")
         group.add_argument("--debug", action="store_true", help="show the traceback of an error")
         group.add_argument(
-            "--backend", metavar="NAME", help=f"one of {', '.join(BACKENDS)} (default: the fastest available)"
-        )
+            "--backend", type=one_of(*BACKENDS), metavar="NAME",
+            help=f"one of {', '.join(BACKENDS)} (default: the fastest available)",
+        )  # fmt: skip
         group.add_argument(
             "--threads", type=integer(1, 256), metavar="N", help="threads to use (default: the CPUs at hand)"
         )
@@ -138,6 +142,34 @@ def _value(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+# Arguments of the API that no option of the same name stands for -> the option that does.
+_OPTIONS = {
+    "adapter": "--adapter-path", "block_size": "--group-size", "dtype": "--type", "eval_batches": "--val-batches",
+    "int8": "--int8-activations", "lora": "--lora-rank, --lora-alpha, --lora-target", "loss_mask": "--data",
+    "lr": "--learning-rate", "m": "--nm", "max_len": "--max-seq-length", "n": "--nm", "n_draft": "--num-draft-tokens",
+    "names": "--target", "pattern": "--nm", "prompt cache": "--prompt-cache", "r": "--lora-rank",
+    "seq_len": "--max-seq-length", "target": "--lora-target", "temperature": "--temp",
+}  # fmt: skip
+
+
+def argument_of(text: str) -> str:
+    """The argument that a message begins with, as in `r: expected ...` or `group_size 64 does not ...`, or ""."""
+    found = re.match(r"(-*[A-Za-z][\w -]*?)(:| \d)", text)
+    return found[1] if found else ""
+
+
+def in_options(text: str, parser: argparse.ArgumentParser, called: Mapping[str, str]) -> str:
+    """A message of the API with the argument that it begins with as the user types it: `group_size: expected ...` as
+    `--group-size: expected ...`. `called` is what only this verb calls so: {"model": "SRC"}.
+    """
+    name, known = argument_of(text), parser._option_string_actions
+    if not name:
+        return text
+    options = (f"--{name.replace('_', '-')}", _OPTIONS.get(name, ""))
+    option = called.get(name) or next((o for o in options if o.partition(",")[0] in known), name)
+    return option + text[len(name) :]
 
 
 def model_options(parser: argparse.ArgumentParser, default: str | None = "bundled", adapter: bool = True) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from minedge.bench.busy import free_bytes
-from minedge.cli.common import flags, load_model, lora_target
+from minedge.cli.common import load_model, lora_target
 from minedge.cli.console import Console
 from minedge.cli.parser import integer, model_options, one_of, size_map
 from minedge.cli.text import count, size
@@ -82,17 +82,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.method == "all" and method == "full" and subject is not config and not subject.trainable_names:
             continue  # nothing to train without an adapter
         rows = 1 if method == "generate" else args.batch_size  # text is generated one row at a time
-        with flags(r="--lora-rank", target="--lora-target"):
-            plans[method] = plan(
-                subject,
-                method,
-                rows,
-                length,
-                lora=given,
-                grad_accum=args.grad_accum,
-                grad_checkpoint=args.grad_checkpoint,
-                backend=args.backend,
-            )
+        plans[method] = plan(
+            subject,
+            method,
+            rows,
+            length,
+            lora=given,
+            grad_accum=args.grad_accum,
+            grad_checkpoint=args.grad_checkpoint,
+            backend=args.backend,
+        )
     parts = list(dict.fromkeys(part for p in plans.values() for part in p.parts))
     rows_out = [["trained parameters", *(count(p.n_trainable) for p in plans.values())]]
     rows_out += [[part, *(size(p.parts.get(part, 0)) for p in plans.values())] for part in parts]

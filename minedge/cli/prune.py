@@ -70,8 +70,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     model, dataset = prepare(args)
     names = args.target.split(",") if args.target else None
     asked = args.nm or args.sparsity is not None or args.scope or args.target
-    before = _facts(model)
-    if args.pack and not asked and before:
+    if args.pack and not asked and _facts(model):
         pruned = model  # pruned before, and trained since: only to be packed
     elif args.nm:
         pruned = minedge.prune.nm(model, args.nm[0], args.nm[1], names=names)
@@ -80,11 +79,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         pruned = minedge.prune.magnitude(model, sparsity=sparsity, scope=args.scope or "layer", names=names)
     if args.pack:
         pruned = minedge.sparse.pack(pruned, args.pack)
-    after = _facts(pruned)
-    _check_no_zeros_return(before, after, "--nm" if args.nm else "--sparsity")
     dtype = args.dtype or file_dtype(args.model)
     save(pruned, args, dtype)
-    facts = after.values()
+    facts = _facts(pruned).values()
     weights, kept = sum(f["weights"] for f in facts), sum(f["kept"] for f in facts)
     width = 2 if dtype == "float16" else 4
     dense, stored = weights * width, kept * (2 if args.pack == "float16" else width) + _mask_bytes(facts)
@@ -96,17 +93,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     extra |= {"pruned_dense_bytes": dense, "pruned_stored_bytes": stored}
     report_change(args, console, model, pruned, dataset, **extra)
     return 0
-
-
-def _check_no_zeros_return(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]], option: str) -> None:
-    """Refuse a mask looser than the one that is there: it would count zeros as kept."""
-    looser = [name for name, facts in before.items() if after[name]["kept"] > facts["kept"]]
-    if looser:
-        old, new = before[looser[0]], after[looser[0]]
-        raise UsageError(
-            f"{option}: the model is pruned further already: of {looser[0]} {old['kept']:,} of {old['weights']:,} "
-            f"weights are left, this would keep {new['kept']:,}; give --sparsity above {1 - old['density']:.3g}"
-        )
 
 
 def _facts(model: Any) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,6 @@ from minedge.cli.common import (
     check_apart,
     check_output,
     find,
-    flags,
     load_model,
     lora_target,
     model_path,
@@ -202,8 +201,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if config.method == "full" and args.num_layers not in (None, -1):
         model = replace(model, trainable_names=_last_layers(model, args.num_layers, model.trainable_names))
 
-    with flags(r="--lora-rank", lora_alpha="--lora-alpha", target="--lora-target"):
-        model = start_model(model, config)
+    model = start_model(model, config)
     # Packed before the run, so that the memory measured in it is the method's.
     packed_train, packed_valid, info = packed_parts(dataset, model.tokenizer, length)
     data = SimpleNamespace(train=packed_train, valid=packed_valid, info=info)

@@ -50,7 +50,7 @@ def pack_linears(
         widths = ", ".join(map(str, sorted({shapes[name][1] for name in odd})))
         message = f"{argument} {size} does not divide width {widths} of {', '.join(odd)}"
         if strict:
-            raise UsageError(f"{message}; choose another {argument} or leave strict off to keep them as they are")
+            raise UsageError(f"{message}; choose another, or leave strict off to keep them as they are")
         warnings.warn(f"{message}: left as they are", UserWarning, stacklevel=3)
     ops, params, linears = model.ops, dict(model.params), dict(model.linears)
     for name, shape in shapes.items():

@@ -136,7 +136,8 @@ def magnitude(model: M, sparsity: float = 0.5, scope: str = "layer", names: str 
             anywhere go
     names   modules to prune, or ends of their names ("q_proj"); None: every matrix except the embedding and the head
 
-    Pruning twice with one sparsity gives the same model. Raises `UsageError` for a sparsity outside [0, 1).
+    Pruning twice with one sparsity gives the same model. Raises `UsageError` for a sparsity outside [0, 1), and for one
+    that would keep more of a matrix than an earlier pruning left.
     """
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.floating)) or not 0 <= sparsity < 1:
         raise UsageError(f"sparsity: expected a number in [0, 1), the share of weights to remove, got {sparsity!r}")
@@ -156,7 +157,7 @@ def nm(model: M, n: int = 2, m: int = 4, names: str | Iterable[str] | None = Non
     """A new model in which every m neighbours along a row keep their n largest; among equals the lowest index goes
     first.
 
-    Raises `UsageError` where m does not divide a matrix's width.
+    Raises `UsageError` where m does not divide a matrix's width, and where an earlier pruning left less.
     """
     pattern = f"{n}:{m}"
     _parse_pattern(pattern)
@@ -164,7 +165,7 @@ def nm(model: M, n: int = 2, m: int = 4, names: str | Iterable[str] | None = Non
     masks = []
     for name, weight in weights.items():
         if weight.shape[1] % m:
-            raise UsageError(f"m: {m} does not divide the width {weight.shape[1]} of {name}; leave it out of names")
+            raise UsageError(f"m: {m} does not divide the width {weight.shape[1]} of {name}; leave that matrix out")
         # BEGIN SOLUTION a5.4
         groups = np.abs(weight).reshape(-1, m)
         order = np.argsort(groups, axis=-1, kind="stable")  # stable: equals stay in order of index
@@ -248,6 +249,7 @@ def _weights(model: Model, names: str | Iterable[str] | None) -> dict[str, Array
 
 
 def _with_masks(model: M, weights: dict[str, Array], masks: list[Mask], pattern: str) -> M:
+    _refuse_looser(model, weights, masks, "sparsity" if pattern == "unstructured" else "n")
     params, linears, kind = dict(model.params), dict(model.linears), Masked(Dense(), pattern)
     for (name, weight), mask in zip(weights.items(), masks, strict=True):
         bits = _bits(mask)
@@ -255,6 +257,19 @@ def _with_masks(model: M, weights: dict[str, Array], masks: list[Mask], pattern:
         params[f"{name}.mask"] = bits
         linears[name] = with_core(linears[name], kind)
     return model.with_params(params, linears)
+
+
+def _refuse_looser(model: Model, weights: dict[str, Array], masks: list[Mask], argument: str) -> None:
+    """UsageError for a mask that keeps more of a matrix than the one that is there: it would count zeros as kept."""
+    before = report(model)
+    for name, mask in zip(weights, masks, strict=True):
+        old, kept = before.get(name), int(np.count_nonzero(mask))
+        if old is not None and kept > old["kept"]:
+            least = math.ceil(1000 * (1 - old["density"])) / 1000
+            raise UsageError(
+                f"{argument}: the model is pruned further already: of {name} {old['kept']:,} of {old['weights']:,} "
+                f"weights are left, this would keep {kept:,}; remove a share of {least:g} or more"
+            )
 
 
 def _bits(mask: Mask) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ def start_model(model: Any, config: TrainConfig) -> Any:
             names = frozenset(name for name in model.trainable_names if _is_adapter(name))
             model = model.with_params(model.params, trainable_names=names)
     if not model.trainable_names:
-        raise UsageError("model: it has no trainable arrays; train an adapter instead (method='lora')")
+        raise UsageError("model: it has no trainable arrays; train an adapter instead (method lora)")
     return model
 
 

@@ -223,5 +223,5 @@ def _pre_name(data: dict[str, Any]) -> str:
                 return name
     raise UsageError(
         f"tokenizer: GGUF has names only for the ways of GPT-2, SmolLM, Llama 3 and Qwen 2 to cut words, got {kinds}; "
-        "export without it (tokenizer=None) and give llama.cpp the right --override-kv tokenizer.ggml.pre"
+        "without tokenizer.json the model is written without it, and llama.cpp takes --override-kv tokenizer.ggml.pre"
     )

@@ -70,7 +70,9 @@ def write_model(
         raise UsageError(f"dtype: expected one of {', '.join(GGUF_DTYPES)}, got {dtype!r}")
     adapted = [module for module, kind in linears.items() if kind.is_adapter]
     if adapted:
-        raise UsageError(f"model: {adapted[0]} carries an adapter, which GGUF has no form for; merge it first")
+        raise UsageError(
+            f"model: {adapted[0]} carries an adapter, which GGUF has no form for; merge it first (minedge fuse)"
+        )
     gguf = _package()
     metadata = {**metadata_from_config(config), **_general(config, linears, dtype, name)}
     if tokenizer is not None:

@@ -65,7 +65,7 @@ def load_session(
         if metadata.get("kv_dtype") != engine.kv_dtype:
             raise UsageError(
                 f"prompt cache: {where} keeps {metadata.get('kv_dtype')}, this run {engine.kv_dtype}; "
-                "give the same kv_dtype, or name another file"
+                "take the same dtype, or name another file"
             )
         n = min(_length(file, where, model), engine.max_length)
         tensors = file.read()

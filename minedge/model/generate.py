@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minedge.errors import UsageError
+from minedge.model.pieces import Pieces
 from minedge.model.reader import open_reader
 from minedge.model.session import Session
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SIDE_BY_SIDE",
     "Sampling",
+    "check_prompt",
     "draw",
     "generate_ids",
     "generate_many",
@@ -156,11 +157,12 @@ def generate_many(
     s: Sampling,
     kv_dtype: str | None = None,
     more: Callable[[int, int], bool] | None = None,
+    ended: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """What `generate_ids` gives for each prompt, read side by side: one pass over the weights serves all of them.
 
     Every prompt draws with its own generator, seeded alike, so its text is the one it would get alone.
-    more(i, token) is told each token; False ends prompt i.
+    more(i, token) is told each token; False ends prompt i. ended(i) is told once prompt i takes no more.
     """
     rooms = [_room(model, prompt, max_tokens) for prompt in prompts]
     longest = max(len(prompt) + room for prompt, room in zip(prompts, rooms, strict=True))
@@ -168,7 +170,9 @@ def generate_many(
     rngs = [np.random.default_rng(s.seed) for _ in prompts]
     made: list[list[int]] = [[] for _ in prompts]
     new: list[list[int]] = [list(p) if room > 0 else [] for p, room in zip(prompts, rooms, strict=True)]
+    _tell(ended, [i for i, ids in enumerate(new) if not ids])
     while any(new):
+        going = [i for i, ids in enumerate(new) if ids]
         rows = iter(reader.step(new))
         for i, ids in enumerate(new):
             if not ids:
@@ -181,7 +185,14 @@ def generate_many(
             made[i].append(token)
             if (more is None or more(i, token)) and len(made[i]) < rooms[i]:
                 new[i] = [token]
+        _tell(ended, [i for i in going if not new[i]])
     return made
+
+
+def _tell(ended: Callable[[int], None] | None, which: list[int]) -> None:
+    if ended is not None:
+        for i in which:
+            ended(i)
 
 
 def generate_text(
@@ -207,34 +218,67 @@ def generate_text(
 
 def generate_texts(
     model: Model, prompts: list[str], max_tokens: int, s: Sampling, stop: str | list[str] | None = None,
-    kv_dtype: str | None = None, counts: list[dict[str, Any]] | None = None,
+    kv_dtype: str | None = None, done: Callable[[int, str, dict[str, Any]], None] | None = None,
 ) -> list[str]:  # fmt: skip
     """The continuation of each prompt, `SIDE_BY_SIDE` of them at a time; each is the text it would get alone.
 
-    counts  a list that gets, per text, prompt_tokens, generated_tokens and why it ended: "length", "context" or "stop"
+    done(i, text, counts) is told each text as soon as it is finished, with prompt_tokens, generated_tokens and why it
+    ended: "length", "context" or "stop"
     """
-    stops, ids, out = stop_texts(stop), [prompt_ids(model, prompt) for prompt in prompts], []
+    stops, out = stop_texts(stop), [""] * len(prompts)
+    ids = [_numbered(model, prompt, i + 1, len(prompts)) for i, prompt in enumerate(prompts)]
     for start in range(0, len(ids), SIDE_BY_SIDE):
         part = ids[start : start + SIDE_BY_SIDE]
-        texts = [_Text(model.tokenizer, stops, prompt) for prompt in part]
+        texts = [Pieces(model.tokenizer, stops, prompt) for prompt in part]
 
-        def more(i: int, token: int, texts: list[_Text] = texts) -> bool:
-            return texts[i].add(token)
+        def more(i: int, token: int, texts: list[Pieces] = texts, start: int = start) -> bool:
+            goes_on = texts[i].add(token)
+            out[start + i] += "".join(texts[i].sure())
+            return goes_on
 
-        generate_many(model, part, max_tokens, s, kv_dtype, more)
-        out += ["".join(text.rest()) for text in texts]
-        if counts is not None:
-            counts += [_counted(model, text, prompt, max_tokens) for text, prompt in zip(texts, part, strict=True)]
+        def ended(i: int, texts: list[Pieces] = texts, start: int = start) -> None:
+            out[start + i] += "".join(texts[i].rest())
+            if done is not None:
+                done(start + i, out[start + i], _counted(model, texts[i], ids[start + i], max_tokens))
+
+        generate_many(model, part, max_tokens, s, kv_dtype, more, ended)
     return out
 
 
-def _counted(model: Model, text: _Text, prompt: list[int], max_tokens: int) -> dict[str, Any]:
-    n, ended = len(text.ids), "stop"
+def _numbered(model: Model, prompt: str, number: int, of: int) -> list[int]:
+    """`prompt_ids`, whose errors say which of several prompts it is."""
+    try:
+        return prompt_ids(model, prompt)
+    except UsageError as error:
+        if of == 1 or not str(error).startswith("prompt:"):
+            raise
+        raise UsageError(f"prompt {number} of {of}{str(error).removeprefix('prompt')}") from None
+
+
+def _counted(model: Model, text: Pieces, prompt: list[int], max_tokens: int) -> dict[str, Any]:
+    n, ended = text.count, "stop"
     if not text.ended and n == max_tokens:
         ended = "length"
     elif not text.ended and len(prompt) + n >= model.config.context_length:
         ended = "context"
     return {"prompt_tokens": len(prompt), "generated_tokens": n, "ended": ended}
+
+
+def check_prompt(prompt: object) -> None:
+    """Raise `UsageError` unless it is a text or a list of texts."""
+    if isinstance(prompt, str):
+        return
+    if not isinstance(prompt, (list, tuple)):
+        raise UsageError(f"prompt: expected a text or a list of texts, got {_shown(prompt)}")
+    for one in prompt:
+        if not isinstance(one, str):
+            raise UsageError(f"prompt: expected texts in the list, got {_shown(one)}; token ids go to generate_ids")
+
+
+def _shown(value: object) -> str:
+    """A value and its type, short enough for a message."""
+    text = repr(value)
+    return f"{text if len(text) < 40 else text[:37] + '...'} ({type(value).__name__})"
 
 
 def stop_texts(stop: str | list[str] | None) -> list[str]:
@@ -263,54 +307,10 @@ def prompt_ids(model: Model, prompt: str) -> list[int]:
 
 
 def _stream(model: Model, prompt: list[int], tokens: Iterator[int], stops: list[str]) -> Iterator[str]:
-    text = _Text(model.tokenizer, stops, prompt)
+    text = Pieces(model.tokenizer, stops, prompt)
     for token in tokens:
         more = text.add(token)
         yield from text.sure()
         if not more:
             return
     yield from text.rest()
-
-
-class _Text:
-    """Tokens after a prompt as text that is certain: whole characters, and nothing that may turn out to begin a stop
-    string.
-    """
-
-    def __init__(self, tokenizer: Any, stops: list[str], prompt: list[int]):
-        self.stops = stops
-        after = getattr(tokenizer, "decode_after", None)
-        self.decode = tokenizer.decode if after is None else partial(after, prompt)
-        self.ids: list[int] = []
-        self.text, self.certain, self.sent, self.ended = "", 0, 0, False
-
-    def add(self, token: int) -> bool:
-        """Take a token; False where a stop string ends the text before it."""
-        self.ids.append(token)
-        # Decoding all new ids each time keeps joins right; a cut multi-byte character shows as U+FFFD at the end and
-        # waits.
-        self.text = self.decode(self.ids)
-        cut = min((at for at in (self.text.find(x) for x in self.stops) if at >= 0), default=-1)
-        if cut >= 0:
-            self.certain, self.ended = max(cut, self.sent), True
-            return False
-        safe = len(self.text.rstrip("\ufffd"))
-        self.certain = safe - max((_overlap(self.text[:safe], x) for x in self.stops), default=0)
-        return True
-
-    def sure(self) -> Iterator[str]:
-        """What became certain and was not given yet."""
-        if self.certain > self.sent:
-            yield self.text[self.sent : self.certain]
-            self.sent = self.certain
-
-    def rest(self) -> Iterator[str]:
-        """Everything else, once no token follows."""
-        if not self.ended:
-            self.certain = len(self.text)
-        return self.sure()
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -219,6 +219,7 @@ class Model:
         kv_dtype "float32", "float16" or "int8": what keys and values of the past are kept in; None takes float16 for
         models of integer products and float32 for others. A `Session` of this model spares what it has read before.
         """
+        _generate.check_prompt(prompt)
         settings = _generate.Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         drafted: Callable[[list[int]], Iterator[int]] | None = None
         if draft_model is not None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from minedge.config import did_you_mean
-from minedge.errors import BackendError
+from minedge.errors import BackendError, UsageError
 from minedge.ops.registry import OPS, TIERS
 
 __all__ = ["OPS", "TIERS", "Ops", "available", "default_backend", "get", "use_backend"]
@@ -60,7 +60,10 @@ def _load(spec: str) -> Ops:
     tier, _, isa = spec.partition(":")
     reference = importlib.import_module("minedge.ops.numpy_ops")
     if tier == "c":
-        c_ops = importlib.import_module("minedge.ops.c_ops")
+        try:
+            c_ops = importlib.import_module("minedge.ops.c_ops")
+        except UsageError as error:  # MINEDGE_THREADS
+            raise BackendError(f"backend {spec!r} is not available here: {error}") from None
         if not c_ops.available():
             raise BackendError(f"backend 'c' is not available here: {c_ops.why_not()}")
         try:

@@ -164,7 +164,7 @@ def test_widths_that_do_not_fit():
     with pytest.warns(UserWarning, match=r"block_size 64 does not divide width 96 of .*down_proj: left as they are"):
         packed = quant.nf4(model())
     assert packed.linears["model.layers.0.mlp.down_proj"].kind == "dense" and packed.linears[Q] == NF4()
-    with pytest.raises(UsageError, match="choose another block_size"):
+    with pytest.raises(UsageError, match="choose another, or leave strict off"):
         quant.nf4(model(), strict=True)
 
 

@@ -244,3 +244,24 @@ def test_perturbed_weights_stay_pruned():
 
 def mask(m, name: str) -> np.ndarray:
     return checks.bits(m, name).reshape(m.params[f"{name}.weight"].shape)
+
+
+def test_a_looser_pruning_is_refused():
+    """Its mask would count weights as kept that are zeros: nothing comes back, and reports would say it had."""
+    pruned = prune.magnitude(model(), 0.75)
+    says = "the model is pruned further already: of .* would keep .*; remove a share of 0.75 or more"
+    for name, looser in (
+        ("sparsity", lambda: prune.magnitude(pruned, 0.5)),
+        ("sparsity", lambda: prune.magnitude(pruned, 0.5, "global")),
+        ("sparsity", lambda: prune.magnitude(pruned, 0)),
+        ("n", lambda: prune.nm(pruned, 2, 4)),
+        ("sparsity", lambda: prune.magnitude(lora.add(pruned, r=2), 0.5)),
+    ):
+        with pytest.raises(UsageError, match=f"^{name}: {says}"):
+            looser()
+    kept = {name: row["kept"] for name, row in prune.report(pruned).items()}
+    for same in (prune.magnitude(pruned, 0.75), prune.nm(pruned, 1, 4), prune.magnitude(prune.nm(model()), 0.5)):
+        assert all(row["kept"] >= kept[name] for name, row in prune.report(same).items())
+    some = prune.magnitude(model(), 0.75, names="q_proj")
+    assert prune.magnitude(some, 0.5, names="v_proj").linears.keys() == pruned.linears.keys()
+    assert prune.magnitude(prune.densify(pruned), 0.5).n_params() == pruned.n_params()

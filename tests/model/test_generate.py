@@ -191,3 +191,16 @@ def test_byte_level_text_after_a_prompt_is_the_text_alone():
             ids = made.encode(text)
             for n in range(len(ids) + 1):
                 assert made.decode_after(made.encode(before), ids[:n]) == made.decode(ids[:n])
+
+
+@pytest.mark.parametrize("prompt", [3, None, b"abc", [1, 2], ["a", 3], {"a": "b"}, np.zeros(100)])
+def test_a_prompt_that_is_no_text_is_named(model, prompt):
+    for more in ({}, {"stream": True}):
+        with pytest.raises(UsageError, match=r"^prompt: expected .*text.*, got ") as caught:
+            model.generate(prompt, **more)
+        assert len(str(caught.value)) < 140
+
+
+def test_prompts_in_a_tuple_or_none_at_all(model):
+    assert model.generate(("abc", "d"), 5) == [model.generate("abc", 5), model.generate("d", 5)]
+    assert model.generate([]) == []
