@@ -1,6 +1,10 @@
 /* The generator of MeZO's perturbations, specification version 1 (minedge/ops/numpy_ops/noise.py): the bits are the interface.
- * Every operation below is rounded on its own, in the stated order; v_fma must not appear in this file.
- * Sixteen counters are mixed at a time, which gives 64 numbers. avx2/noise.c makes the same bits faster. */
+ * Every operation below is rounded on its own, in the stated order; v_fma must not appear in this file. What it replaces:
+ *
+ *     for (i = 0; i < n; i++) z[i] = inverse_normal(((word(i) >> 9) + 0.5) / 2^23);   word(i): output i % 4 of Philox, counter i / 4
+ *
+ * Sixteen counters are mixed at a time, which gives 64 numbers. avx2/noise.c makes the same bits faster, and has the counts, the
+ * figures (2.46 ns a number of these loops for 1.11 of its own, Zen 3) and the limit. */
 #ifndef ME_ISA
 #include "isa.h"
 #endif
