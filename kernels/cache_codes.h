@@ -8,7 +8,7 @@
  *     a   (r,0) (r,1) (r,2) (r,3) ...                                       (r, k) as int16
  *
  * Per sixteen numbers (AVX2): a load that widens to 16 bits and, a row, madd and add: 2 instructions for 16 products, where
- * floats take 2 and two conversions of two instructions each. */
+ * floats take 2 and two conversions of two instructions each. Figures and limits: scalar/attention_decode.c. */
 #ifndef MINEDGE_CACHE_CODES_H
 #define MINEDGE_CACHE_CODES_H
 #include "cache_products.h"

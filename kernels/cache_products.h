@@ -5,7 +5,7 @@
  * float32, float16: b[k] are 16 columns side by side, the next 16 lie b_next numbers on. Each result is one chain of fused
  * multiply-adds in the order of k, whatever the number of rows. Instructions per vector of eight numbers (AVX2): a load, a
  * conversion (float16), a multiply-add a row, and for each four or two vectors one broadcast of a[r][k] a row.
- * cache_codes.h has the products of an int8 cache. */
+ * cache_codes.h has the products of an int8 cache; scalar/attention_decode.c the figures and limits. */
 #ifndef MINEDGE_CACHE_PRODUCTS_H
 #define MINEDGE_CACHE_PRODUCTS_H
 #include "internal.h"

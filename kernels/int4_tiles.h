@@ -18,7 +18,8 @@
  *     for each block b:  sum = 0;  for j in 0..31: sum += code[b][r][j] * x[t][32 b + j]
  *                        y[t][r] = fma(sum - 8 * sum of x[t]'s block, scale[r] * xscale[t][b], y[t][r])
  *
- * An instruction set's int_sums.h supplies tile_sums, all of the first line; avx512 has few_tile of its own (ME_OWN_TILES). */
+ * An instruction set's int_sums.h supplies tile_sums, all of the first line; avx512 has few_tile of its own (ME_OWN_TILES). Counts,
+ * figures and limits: avx2/int_sums.h, avx512/int_few.h. */
 #ifndef MINEDGE_INT4_TILES_H
 #define MINEDGE_INT4_TILES_H
 #include "internal.h"

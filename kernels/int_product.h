@@ -20,7 +20,8 @@
  *       row o+7 [          ] . x[b] --+
  *
  * An instruction set's int_sums.h supplies tile_sums and row_sums (few) and, where it has one, many_sums (many, ME_MANY).
- * avx512 has few_tile and few_tokens of its own (ME_OWN_TILES, ME_OWN_FEW). */
+ * avx512 has few_tile and few_tokens of its own (ME_OWN_TILES, ME_OWN_FEW). Counts, figures and limits: avx2/int_sums.h,
+ * avx512/int_few.h. */
 #ifndef MINEDGE_INT_PRODUCT_H
 #define MINEDGE_INT_PRODUCT_H
 #define ME_INT_SUMS

@@ -1,5 +1,6 @@
 /* The inner loop of every float matrix product: up to 6 x 16 results stay in registers while k runs.
- * Each result is one chain of multiply-adds in the order of k, whatever tile it falls into, added to c at its end. */
+ * Each result is one chain of multiply-adds in the order of k, whatever tile it falls into, added to c at its end. Loop, count,
+ * figures and limit: scalar/gemm.c. */
 #ifndef MINEDGE_TILE_H
 #define MINEDGE_TILE_H
 #include "vec.h"

@@ -7,8 +7,8 @@
  * One core of an AMD EPYC (Zen 4, 3.7 GHz), 2026-11-23:
  *   one row    int4 in tiles, groups of 32 or 128, best of runs: 36 GB/s of codes and scales from the second-level cache, 20 to
  *              23 from memory, which is the limit there (eight rows stored one after the other: 26, and 21 to 24).
- *   64 rows    int4 in tiles 190 to 212 GFLOP/s. The limit is two multiplications a cycle: 8 maddubs, 1 madd and 2 of floats
- *              for 256 products are 343 for int4. */
+ *   64 rows    int4 in tiles 190 to 212 GFLOP/s. The limit is two multiplications a cycle: 8 maddubs, 1 madd and 2 of floats,
+ *              11 instructions for 256 products: 343 for int4. */
 #include "../vec.h"
 
 /* sums[t][h], lane r: sum over the block of code * x[t] for row 8 h + r of the tile. A vector holds four columns of eight rows;

@@ -9,7 +9,7 @@
  *
  * Per 8 weights and row of x: 1 fused multiply-add, and 1 conversion for all rows of x together. AVX2, 4096 x 4096, one core
  * of an AMD EPYC (Zen 3, 3.7 GHz), best of many runs beside other work, 2026-11-23: one row 20 GB/s from memory, 55 from
- * cache; 64 rows 108 GFLOP/s, where two multiply-adds a cycle are 118. benchmarks/packed_kernels.py --only half */
+ * cache; 64 rows 108 GFLOP/s. Limit: two multiply-adds a cycle, 118. benchmarks/packed_kernels.py --only half */
 #ifndef ME_ISA
 #include "isa.h"
 #endif

@@ -1,4 +1,6 @@
-/* The optimizer's element-wise update, and the norm of a gradient: the loops are the two formulas below, one number after the other.
+/* The optimizer's element-wise update, and the norm of a gradient.
+ *
+ *     for i:  the four lines at adamw_lanes, of param[i], grad[i], m[i], v[i]          for i: sum += x[i] * x[i], in float64
  *
  * Instructions: AdamW 40 for eight numbers (AVX2), among them a square root and a division, 9 broadcasts of its settings (the arrays may
  * overlap for all that the compiler knows) and 7 loads and stores; the sum of squares 29 for eight, in float64.
