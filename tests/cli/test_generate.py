@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 
 import pytest
+
+from tests.python import PYTHON
 
 
 def texts(result) -> dict:
@@ -127,3 +131,65 @@ def test_inspect_and_doctor_say_what_the_engine_runs(cli, tmp_path):
     quant.nf4(minedge.load("bundled"), 64).save(tmp_path / "nf4")
     assert "nf4" in texts(cli("inspect", str(tmp_path / "nf4"), "--json"))["engine"]
     assert "bfloat16" in texts(cli("doctor", "--json"))["engine"]["kinds"]
+
+
+@pytest.mark.parametrize("extra", [(), ("--json",)])
+def test_ctrl_c_keeps_the_texts_that_are_finished(cli, monkeypatch, extra):
+    """Ten prompts, eight side by side: the first eight are done, the others are not."""
+    import minedge.model.generate as module
+
+    words = [word for i in range(10) for word in ("-p", f"Return the {i}")]
+    words += ["--max-tokens", "4", "--temp", "1"]
+    whole = texts(cli("generate", *words, "--json"))
+    calls, real = [], module.next_token
+
+    def stops(*given):
+        calls.append(1)
+        if len(calls) > 8 * 4 + 2 * 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(module, "next_token", stops)
+    result = cli("generate", *words, *extra)
+    assert result.code == 130 and "Traceback" not in result.err
+    assert result.err.splitlines()[-1] == "minedge generate: interrupted; 8 of 10 texts were finished"
+    if extra:
+        found = json.loads(result.out)
+        assert found["texts"] == [*whole["texts"][:8], None, None] and found["interrupted"]
+        assert found["per_text"] == [*whole["per_text"][:8], None, None] and not whole["interrupted"]
+    else:
+        shown = "".join(f"Return the {i}{text}\n\n" for i, text in enumerate(whole["texts"][:8]))
+        assert result.out == shown.replace("\r\n", "\n")
+
+
+def test_ctrl_c_keeps_a_text_that_ended_before_its_neighbours(cli, monkeypatch):
+    import minedge.model.generate as module
+
+    words = ("-p", "Return the", "-p", "A", "--max-tokens", "6", "--json")
+    first = texts(cli("generate", *words))["texts"][1]
+    assert first not in texts(cli("generate", *words))["texts"][0]
+    calls, real = [], module.next_token
+
+    def stops(*given):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(module, "next_token", stops)
+    result = cli("generate", *words, "--stop", first[:1])
+    found = json.loads(result.out)
+    assert result.code == 130 and found["texts"] == [None, ""] and found["per_text"][1]["ended"] == "stop"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
+def test_ctrl_c_from_outside(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("Return the\n" * 800)
+    command = [*PYTHON, "-m", "minedge", "generate", "--prompts", str(file), "--max-tokens", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and line.startswith("Return the") and "Traceback" not in out + err, err
+    assert "minedge generate: interrupted; " in err.splitlines()[-1]

@@ -13,6 +13,7 @@ import pytest
 import minedge
 from minedge.cli import VERBS
 from minedge.cli.parser import Parser
+from tests.python import PYTHON
 
 # The tour has a file of its own with tests of its own.
 OWN = [verb for verb in VERBS if verb != "tour"]
@@ -91,3 +92,28 @@ def test_an_option_before_the_verb_is_told_its_place(cli):
         result = cli(*words)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
         assert f"option {words[0]!r} belongs after the verb: minedge tutorial ... {words[0]};" in result.err
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "runpy.run_module('minedge', run_name='__main__')",
+        "from minedge.__main__ import main; sys.exit(main())",
+    ],
+)
+@pytest.mark.parametrize("module", ["minedge.cli", "minedge.cli.console", "numpy", "minedge.ops", "minedge.api"])
+def test_ctrl_c_while_importing(start, module):
+    """Whatever module is being imported when it comes: one line, exit code 130."""
+    code = f"""
+import runpy, sys
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+sys.argv = ["minedge", "generate", "--prompt", "x", "--max-tokens", "1"]
+{start}
+"""
+    done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stdout == ""
+    assert done.stderr in ("minedge: interrupted\n", "minedge generate: interrupted\n")

@@ -14,13 +14,13 @@ import pytest
 
 from minedge.compress import int4, int8, nf4, packing, prune
 from minedge.finetune import dora, lora, lora_several
-from minedge.model import linears, speculative
+from minedge.model import linears, pieces, speculative
 from minedge.model.linears import Dense
 from minedge.ops.numpy_ops import int4 as int4_ops
 from minedge.ops.numpy_ops import nf4 as nf4_ops
 from minedge.ops.numpy_ops import q8 as q8_ops
 from tests.methods import checks, dora_checks, int8_checks, nf4_checks, pack_checks, several_checks
-from tests.model import speculative_checks
+from tests.model import pieces_checks, speculative_checks
 from tests.mutants.planting import mutated_module
 
 
@@ -193,6 +193,20 @@ MUTANTS = {
     "end of text ignored": (
         speculative, "            if token in eos:", "            if False:",
         [speculative_checks.end_of_text_ends_it]),
+    "half a character given": (
+        pieces, "safe = len(self.text.rstrip(CUT))", "safe = len(self.text)", [pieces_checks.pieces_are_the_text]),
+    "half a character settled": (
+        pieces, "if safe == len(self.text) > 0:", "if self.text:", [pieces_checks.pieces_are_the_text]),
+    "everything decoded again": (
+        pieces, "if safe == len(self.text) > 0:", "if False:", [pieces_checks.few_tokens_are_decoded_again]),
+    "the space after a settled text lost": (
+        pieces, "self.before, self.open = self._anchor, []", "self.before, self.open = [], []",
+        [pieces_checks.pieces_are_the_text]),
+    "a settled text given twice": (
+        pieces, "self.settled = self.text = self.text[self.sent :]", "self.settled = self.text",
+        [pieces_checks.nothing_is_taken_back]),
+    "the beginning of a stop text given": (
+        pieces, "self.certain = safe - max(", "self.certain = safe - 0 * max(", [pieces_checks.a_stop_text_ends_it]),
     "nibbles swapped when packed": (
         int4_ops, "packed = q[..., :16] | (q[..., 16:] << 4)", "packed = (q[..., :16] << 4) | q[..., 16:]",
         [checks.int4_every_byte_round_trips, checks.int4_bytes_are_ggml_q4_0]),
