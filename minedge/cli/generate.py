@@ -14,7 +14,7 @@ from typing import Any
 from minedge.cli.common import check_utf8, flags, load_model, model_facts, need_tokenizer, read_prompt
 from minedge.cli.console import Console
 from minedge.cli.parser import fraction, integer, model_options, real
-from minedge.errors import Interrupted, UsageError
+from minedge.errors import Interrupted, MinedgeFormatError, UsageError
 from minedge.model.generate import Sampling, generate_texts
 from minedge.model.kvcache import default_kv_dtype
 
@@ -245,7 +245,10 @@ def _session(model: Any, args: argparse.Namespace) -> Any:
         raise UsageError(f"--prompt-cache: it needs the engine; {reason}")
     path = Path(args.prompt_cache).expanduser()
     if path.exists():
-        return load_session(model, path, kv_dtype=args.kv_dtype)
+        try:
+            return load_session(model, path, kv_dtype=args.kv_dtype)
+        except MinedgeFormatError as error:
+            raise MinedgeFormatError(f"--prompt-cache: expected a file that this option wrote: {error}") from error
     return Session(model, kv_dtype=args.kv_dtype)
 
 

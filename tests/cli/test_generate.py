@@ -99,6 +99,15 @@ def test_a_prompt_cache_in_no_folder_is_refused_before_any_work(cli, tmp_path):
     assert result.code == 2 and "--prompt-cache" in result.err and not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04" * 99])
+def test_a_file_that_is_no_prompt_cache_is_named_with_its_option_and_kept(cli, tmp_path, content):
+    file = tmp_path / "notes.txt"
+    file.write_bytes(content)
+    result = cli("generate", "-p", "a", "--max-tokens", "2", "--prompt-cache", str(file))
+    assert result.code == 3 and "--prompt-cache: expected" in result.err and "notes.txt" in result.err
+    assert file.read_bytes() == content and list(tmp_path.iterdir()) == [file]
+
+
 def test_text_from_a_pipe_goes_on_without_a_newline_of_ours(cli, monkeypatch):
     import io
 
