@@ -63,9 +63,9 @@ def _size(array: Array) -> int:
 
 
 def _make(qweight: Array, scales: Array, slabs: Slabs) -> Tiles:
-    from minedge.ops.c_ops.int4 import int4_tile  # here: without a compiler there is none, and nobody asks for tiles
+    from minedge.ops.c_ops.int4 import tiles_in  # here: without a compiler there is none, and nobody asks for tiles
 
-    made = Tiles(*int4_tile(0, qweight, scales, slabs.empty))
+    made = Tiles(*tiles_in(slabs.empty, qweight, scales))
     give_back(qweight)
     give_back(scales)
     if not (qweight.flags.writeable or scales.flags.writeable):

@@ -10,7 +10,7 @@ import numpy as np
 from minedge.ops.c_ops.checks import dense, f32, need
 from minedge.ops.c_ops.native import floats, halves, lib, packed_product, signed_bytes, unsigned_bytes, words
 
-__all__ = ["OPS"]
+__all__ = ["OPS", "tiles_in"]
 
 Array = np.ndarray
 F32 = np.float32
@@ -110,7 +110,12 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> Array:
     return space[start : start + size].view(dtype).reshape(shape)
 
 
-def int4_tile(isa: int, qweight: Array, scales: Array, empty: Empty = _aligned) -> tuple[Array, Array]:
+def int4_tile(isa: int, qweight: Array, scales: Array) -> tuple[Array, Array]:
+    return tiles_in(_aligned, qweight, scales)
+
+
+def tiles_in(empty: Empty, qweight: Array, scales: Array) -> tuple[Array, Array]:
+    """`int4_tile`, its results in what `empty` makes. One loop serves all instruction sets."""
     need(scales.ndim == 2 and scales.shape[1] > 0, f"scales: expected (out, in/group_size), got {scales.shape}")
     qweight, scales, out, width = _packed(qweight, scales, 2 * qweight.shape[-1] // scales.shape[1])
     tiles, groups = -(-out // TILE), scales.shape[1]
