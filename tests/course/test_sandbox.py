@@ -89,7 +89,7 @@ def test_changing_an_argument_in_place_is_named():
     ("change", "said"),
     [
         (lambda f: {**f, "layers.py": b"def broken(:\n"}, "layers.py line 1: SyntaxError"),
-        (lambda f: {**f, "layers.py": b"\xff\xfe\x00"}, "SyntaxError"),
+        (lambda f: {**f, "layers.py": b"\xff\xfe"}, "SyntaxError"),
         (lambda f: {**f, "loss.py": b"import nothing_of_this_name\n"}, "loss.py line 1: ModuleNotFoundError"),
         (lambda f: {**f, "loss.py": b"x = " + b"(" * 5000}, "SyntaxError"),
         (lambda f: {k: v for k, v in f.items() if k != "loss.py"}, "loss.py is missing"),
