@@ -4,7 +4,7 @@
  *
  * Instructions: AdamW 40 for eight numbers (AVX2), among them a square root and a division, 9 broadcasts of its settings (the arrays may
  * overlap for all that the compiler knows) and 7 loads and stores; the sum of squares 29 for eight, in float64.
- * One core of an AMD EPYC (Zen 4), from the cache, 2026-11-23, best of nine: AdamW 0.46 ns a number (0.63 in a second run), sum of
+ * One core of an AMD EPYC (Zen 4), from the cache, 2026-11-23, best of nine: AdamW 0.46 ns a number (0.63 when timed again), sum of
  * squares 0.28. Limit: AdamW reads four arrays and writes three, 28 bytes a number: 0.31 ns at the 89.7 GB/s of y = x + 1 in the
  * second-level cache in that run, 1.2 ns at its 23.4 GB/s from memory, where the arrays of a real model lie. */
 #ifndef ME_ISA
