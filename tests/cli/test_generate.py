@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from functools import partial
 
 import pytest
 
@@ -196,7 +197,9 @@ def test_ctrl_c_from_outside(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("Return the\n" * 800)
     command = [*PYTHON, "-m", "minedge", "generate", "--prompts", str(file), "--max-tokens", "200"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background ignores it
+    with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:
         line = process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
