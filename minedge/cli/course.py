@@ -21,6 +21,7 @@ EXAMPLES = (
     "minedge course grade inbox/a1-Ada.zip inbox/a1-Bob.zip --assignment a1 --out graded",
 )
 MISSING_POINTS = 5
+NOT_GRADED = 1
 
 
 class _Argument(NamedTuple):
@@ -96,8 +97,9 @@ ACTIONS = {
         "grade what was handed in",
         """Grade archives, and folders that start made. Each is run in a process of its own with limits on time, memory
         and files; whatever is in one costs nobody else anything. Writes grades.csv and a report for each, and keeps
-        those of an earlier run as grades.csv.orig and reports.orig. In a class that you do not trust, run it in a
-        container.""",
+        those of an earlier run as grades.csv.orig and reports.orig. Ends with 0 where each was graded, whatever its
+        points, and with 1 where one could not be (a damaged archive, another assignment): its row says why. In a class
+        that you do not trust, run it in a container.""",
         (
             "minedge course grade inbox/*.zip --assignment a1 --out graded-a1",
             "minedge course grade inbox/*.zip --points points.json --seed 4711",
@@ -231,7 +233,8 @@ def _grade(args: argparse.Namespace, console: Console) -> int:
     count = "1 report" if len(grades) == 1 else f"{len(grades)} reports"
     console.out(f"wrote {out / 'grades.csv'} and {count} in {out / 'reports'}")
     console.result({"csv": str(out / "grades.csv"), "grades": [_row(one) for one in grades]})
-    return 0
+    # As nbgrader's autograde: what a student earned is no failure of the grading.
+    return NOT_GRADED if any(one.result is None for one in grades) else 0
 
 
 def _row(one: Any) -> dict[str, Any]:

@@ -159,13 +159,29 @@ def test_mistakes_are_one_line(run, folder, tmp_path, words, code, said):
     assert not (tmp_path / "o").exists()
 
 
+def test_grading_fails_by_what_was_not_graded_not_by_points(run, folder, tmp_path):
+    """Blank files and files that do not parse are worth 0 points and graded; what is no submission is not."""
+    damaged = tmp_path / "bob.zip"
+    damaged.write_bytes(b"damaged")
+    told = run("grade", folder, "--out", tmp_path / "blank")
+    assert told.code == 0 and "  0 of " in told.out
+    (folder / "loss.py").write_text("def f(:\n")
+    told = run("grade", folder, "--out", tmp_path / "broken")
+    assert told.code == 0 and "  0 of " in told.out
+    told = run("grade", damaged, folder, "--out", tmp_path / "both")
+    assert told.code == 1 and "bob.zip  ?  0  " in told.out
+    rows = list(csv.DictReader((tmp_path / "both" / "grades.csv").open()))
+    assert [(row["file"], bool(row["of"])) for row in rows] == [("bob.zip", False), (folder.name, True)]
+    assert run("grade", folder, "--assignment", "a2", "--out", tmp_path / "other").code == 1
+
+
 def test_grading_again_keeps_the_earlier_marks(run, tmp_path):
     box, out = tmp_path / "box", tmp_path / "out"
     box.mkdir()
     for name in ("ada", "bob", "cy"):
         (box / f"{name}.zip").write_bytes(b"damaged")
         told = run("grade", box / f"{name}.zip", "--out", out)
-        assert told.code == 0 and "and 1 report in" in told.out
+        assert told.code == 1 and "and 1 report in" in told.out
     assert "grades.csv.orig2" in told.out + told.err
     names = {"grades.csv": "cy", "grades.csv.orig": "ada", "grades.csv.orig2": "bob"}
     for file, name in names.items():
