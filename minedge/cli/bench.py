@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from minedge.cli.common import check_file
 from minedge.cli.console import Console
 from minedge.cli.parser import integer, real
 from minedge.cli.text import json_value
 from minedge.errors import UsageError
-from minedge.io.atomic import os_errors
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "OWN_THREADS", "add_options", "run"]
 
@@ -143,35 +143,16 @@ def _settings(args: argparse.Namespace) -> Any:
     if max(threads) > _cpus():
         raise UsageError(f"--threads: expected at most {_cpus()}, the CPUs this process may use, got {max(threads)}")
     weights = Path(args.weights).expanduser() if args.weights else None
-    for option, file in (("--svg", args.svg), ("--markdown", args.markdown), ("--report", args.report)):
+    outputs = (("--svg", args.svg, "plot"), ("--markdown", args.markdown, "table"), ("--report", args.report, "report"))
+    for option, file, kind in outputs:  # before anything is measured
         if file:
-            _check_file(option, Path(file).expanduser(), args.overwrite)
+            path = Path(file).expanduser()
+            if not path.parent.is_dir():
+                raise UsageError(f"{option}: the folder of {str(path)!r} does not exist; make it first")
+            check_file(option, path, kind, args.overwrite)
     return Settings(
         shapes, parts, threads, backends, wanted, absent, args.peer_python, limits, weights
     )  # fmt: skip
-
-
-# What the files that this verb writes begin with.
-_BEGINNINGS = {"--svg": b"<svg ", "--markdown": b"| work |", "--report": b'{\n  "machine": {'}
-
-
-def _check_file(option: str, path: Path, overwrite: bool) -> None:
-    """Refuse, before anything is measured, a file that cannot be written or must not be replaced."""
-    if not path.parent.is_dir():
-        raise UsageError(f"{option}: the folder of {str(path)!r} does not exist; make it first")
-    if path.is_dir():
-        raise UsageError(f"{option}: {str(path)!r} is a folder, expected a file's name")
-    if not path.exists():
-        return
-    if not overwrite:
-        raise UsageError(f"{option}: {str(path)!r} exists already; choose another name, or replace it with --overwrite")
-    with os_errors(path, "read"), path.open("rb") as file:
-        start = file.read(len(_BEGINNINGS[option]))
-    if start not in (_BEGINNINGS[option], b""):
-        raise UsageError(
-            f"{option}: {str(path)!r} was not written by minedge bench, so --overwrite does not replace it; "
-            "choose another name"
-        )
 
 
 def _cpus() -> int:

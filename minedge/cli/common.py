@@ -11,11 +11,13 @@ from typing import Any
 
 from minedge.cli.parser import argument_of
 from minedge.errors import MinedgeFormatError, UsageError
-from minedge.io.owned import read_by_loading, why_kept
+from minedge.io.atomic import os_errors
+from minedge.io.owned import read_by_loading, why_file_kept, why_kept
 
 __all__ = [
     "adapter_folder",
     "check_apart",
+    "check_file",
     "check_output",
     "check_replaced",
     "check_utf8",
@@ -139,6 +141,22 @@ def check_apart(out: str | Path, *sources: Path) -> None:
             raise UsageError(
                 f"--out: {str(path)!r} {what} what is read ({source}), so it is not replaced; choose another name"
             )
+
+
+def check_file(option: str, path: Path, kind: str, overwrite: bool) -> None:
+    """Refuse to write a single file where a folder is, or a file; with `overwrite`, where a file is that is not of the
+    `kind` that would take its place (io/owned.py).
+    """
+    if path.is_dir():
+        raise UsageError(f"{option}: {str(path)!r} is a folder, expected a file's name")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UsageError(f"{option}: {str(path)!r} exists already; choose another name, or replace it with --overwrite")
+    with os_errors(path, "read"):
+        reason = why_file_kept(path, kind)
+    if reason:
+        raise UsageError(f"{option}: {str(path)!r} {reason}, so --overwrite does not replace it; choose another name")
 
 
 def check_replaced(path: Path) -> None:

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minedge.cli.common import check_apart, check_output, disk_bytes, find, load_model, model_facts, model_path
+from minedge.cli.common import (
+    check_apart,
+    check_file,
+    check_output,
+    disk_bytes,
+    find,
+    load_model,
+    model_facts,
+    model_path,
+)
 from minedge.cli.console import Console
 from minedge.cli.parser import one_of
 from minedge.cli.text import size
@@ -65,13 +74,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UsageError(f"DST: {_PLACES[to]} (--to {to}) is a folder, got the name of a file, {args.out!r}{hint}")
     if to != "gguf":
         check_output(out, args.overwrite)
-    elif out.is_dir() or (out.exists() and not args.overwrite):
-        problem = "is a folder, expected a file's name" if out.is_dir() else "exists already; --overwrite replaces it"
-        raise UsageError(f"DST: {str(out)!r} {problem}")
     source = model_path(args.source, adapter=False)
     check_apart(out, find(args.source), source)
-    if to == "gguf" and out.exists() and not _is_gguf(out):
-        raise UsageError(f"DST: {str(out)!r} is no GGUF file, so --overwrite does not replace it; choose another name")
+    if to == "gguf":
+        check_file("DST", out, "gguf", args.overwrite)
     before_bytes = disk_bytes(source)
     model = load_model(args)
     if to == "gguf":
@@ -94,14 +100,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.out(f"largest logit difference {report['largest_logit_difference']:.3g} (largest logit {scale:.3g})")
     console.result(report)
     return 0
-
-
-def _is_gguf(path: Path) -> bool:
-    """By its name or by its first bytes."""
-    if path.suffix == ".gguf":
-        return True
-    with path.open("rb") as file:
-        return file.read(4) in (b"GGUF", b"")
 
 
 def _dense(model: Any) -> Any:

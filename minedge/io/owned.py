@@ -1,4 +1,4 @@
-"""What minedge writes into a folder: what overwriting may replace, and what loading reads."""
+"""What minedge writes, into a folder or as a single file: what overwriting may replace, and what loading reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from minedge.errors import MinedgeError
 from minedge.io.jsonfile import read_json
 
-__all__ = ["folder_kind", "read_by_loading", "why_kept"]
+__all__ = ["folder_kind", "read_by_loading", "why_file_kept", "why_kept"]
 
 _TOKENIZER = (
     r"tokenizer(_config)?\.json|chat_template\.(jinja|json)|special_tokens_map\.json|added_tokens\.json|vocab\.json"
@@ -35,6 +35,13 @@ _FILES = {
 _FOLDERS = {
     "run": ((r"model", "model"), (r"adapter", "adapter"), (r"step-\d{8,}", "checkpoint")),
     "tour": ((r"[a-z0-9]+-model", "model"), (r"lora-adapter", "adapter"), (r"mezo", "run")),
+}
+# Kind of single file -> what it begins with, the ending of a name that says as much, and what another one is told.
+_STARTS = {
+    "gguf": (b"GGUF", ".gguf", "is no GGUF file"),
+    "plot": (b"<svg ", "", "was not written by minedge bench"),
+    "table": (b"| work |", "", "was not written by minedge bench"),
+    "report": (b'{\n  "machine": {', "", "was not written by minedge bench"),
 }
 _LEFT = re.compile(r"\.lock|\..+\.(tmp|old)-\w+-\d+-\d+-[0-9a-f]+")  # a run's lock, what a killed process left
 
@@ -66,6 +73,17 @@ def why_kept(path: Path) -> str | None:
         return None
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
     return f"also holds {', '.join(unknown[:3])}{more}, not written by minedge"
+
+
+def why_file_kept(path: Path, kind: str) -> str | None:
+    """Why overwriting must not replace the file at `path`; None where it may: the file is empty, or begins or is named
+    as one of that `kind`.
+    """
+    start, ending, reason = _STARTS[kind]
+    if ending and path.suffix == ending:
+        return None
+    with path.open("rb") as file:
+        return None if file.read(len(start)) in (start, b"") else reason
 
 
 def _unknown(path: Path, kind: str | None) -> Iterator[Path]:

@@ -70,7 +70,7 @@ def test_refusals_name_the_argument(home, cli):
         (("tiny", "o", "--to", "minedge", "--type", "q8_0"), "minedge quantize"),
         (("tiny", "o", "--to", "guff"), "did you mean 'gguf'"),
         (("tiny", "adapter", "--to", "gguf"), "is a folder, expected a file's name"),
-        (("tiny", "text.txt", "--to", "gguf"), "--overwrite replaces it"),
+        (("tiny", "text.txt", "--to", "gguf"), "or replace it with --overwrite"),
         (("tinny", "o"), "did you mean 'tiny'"),
         (("tiny",), "required"),
     ):

@@ -10,6 +10,7 @@ import pytest
 from minedge.cli.common import disk_bytes
 from minedge.cli.tour import _fresh
 from minedge.errors import UsageError
+from minedge.io.owned import _STARTS, why_file_kept
 from tests.cli.conftest import QUICK_TRAIN, snapshot
 
 VERBS = {
@@ -113,6 +114,19 @@ def test_what_is_read_is_not_replaced(words, home, cli):
     result = cli(*words, "--overwrite")
     assert result.code == 2 and "what is read" in result.err, result.err
     assert snapshot(home) == before
+
+
+@pytest.mark.parametrize("kind", _STARTS)
+def test_a_single_file_is_replaced_by_its_own_kind(kind, tmp_path):
+    start, ending, reason = _STARTS[kind]
+    file = tmp_path / "file"
+    for content, kept in ((b"", None), (start, None), (start + b" more", None), (start[:-1], reason), (b"x", reason)):
+        file.write_bytes(content)
+        assert why_file_kept(file, kind) == kept, content
+    named = tmp_path / f"x{ending}"
+    named.write_bytes(b"mine")
+    assert why_file_kept(named, kind) == (None if ending else reason)
+    assert all(why_file_kept(file, other) for other in _STARTS)
 
 
 def test_bytes_on_disk_are_of_what_loading_reads(home):
